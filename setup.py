@@ -27,10 +27,10 @@ ONEDL = [
 
 setup(
     name='pelk_mm',
-    version=re.search(r"__version__ = '(.+)'",
-                      (ROOT / 'pelk_mm' / '__init__.py').read_text()).group(1),
-    description='PeLK, SLaK and RepLKNet backbones for MMSegmentation and '
-    'MMDetection',
+    version=re.search(
+        r"__version__ = '(.+)'", (ROOT / 'pelk_mm' / '__init__.py').read_text()
+    ).group(1),
+    description='PeLK, SLaK and RepLKNet backbones for MMSegmentation and MMDetection',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

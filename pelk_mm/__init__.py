@@ -1,3 +1,21 @@
-"""PeLK, SLaK and RepLKNet backbones for MMSegmentation and MMDetection."""
+"""PeLK, SLaK and RepLKNet backbones for MMSegmentation and MMDetection.
+
+Importing the package registers everything in mmengine's root registries, where
+mmseg, mmdet and mmpretrain find it.
+"""
+
+from importlib.util import find_spec
 
 __version__ = '0.1.0'
+
+_missing = [name for name in ('mmengine', 'mmcv') if find_spec(name) is None]
+if _missing:
+    raise ImportError(
+        f'pelk_mm needs {" and ".join(_missing)}; install the OpenMMLab packages with '
+        '`pip install --no-build-isolation "pelk_mm[openmmlab]"` or their maintained '
+        'forks with `pip install --no-build-isolation "pelk_mm[onedl]"`'
+    )
+
+from . import backbones, engine  # noqa: E402
+
+__all__ = ['__version__', 'backbones', 'engine']

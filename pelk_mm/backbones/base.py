@@ -1,0 +1,392 @@
+"""What PeLK, SLaK and RepLKNet share: one contract, written once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from pelk_mm.layers import ConvNeXtBlock, LayerNorm2d
+
+
+@contextmanager
+def _running_stats_kept(module: nn.Module) -> Iterator[None]:
+    """Let a recomputed forward leave BatchNorm's running statistics alone.
+
+    Activation checkpointing runs a block twice per step; without this the
+    statistics would be updated twice as well.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, states, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = num_batches_tracked
+
+
+class Stage(nn.Module):
+    """A run of blocks at one resolution.
+
+    Args:
+        blocks: The blocks, each called with the feature map and `block_args`.
+        with_cp: Whether to recompute each block's activations in the backward pass
+            instead of keeping them.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], with_cp: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def block_args(self) -> tuple[Tensor, ...]:
+        """Tensors that all blocks of the stage share, computed once a forward."""
+        return ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks over ``x`` of shape (N, C, H, W); the shape stays."""
+        args = self.block_args()
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(
+                    block,
+                    x,
+                    *args,
+                    use_reentrant=False,
+                    context_fn=lambda block=block: (
+                        nullcontext(),
+                        _running_stats_kept(block),
+                    ),
+                )
+            else:
+                x = block(x, *args)
+        return x
+
+
+class LargeKernelBackbone(BaseModule):
+    """A pyramid of stages with one feature map per stage.
+
+    A subclass fills ``downsample_layers`` (the stem first), ``stages`` and, with
+    `add_output_norm`, what stands behind each output.
+
+    Args:
+        channels: Width of each stage.
+        depths: Layers in each stage, a layer being what the paper counts as one.
+        out_indices: Stages whose feature maps are returned.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n
+            stages with the downsampling before them.
+        norm_eval: Whether BatchNorms keep their running statistics in training.
+        with_cp: Whether to trade memory for recomputation in the blocks.
+        deploy: Whether to build the deployment form that `switch_to_deploy` makes.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ValueError: If ``out_indices`` or ``frozen_stages`` is out of range.
+    """
+
+    #: Settings of each named architecture.
+    arch_settings: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Keys of an ``arch`` dict and whether each is required.
+    arch_keys: ClassVar[dict[str, bool]] = {}
+    #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
+    blocks_per_layer: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.channels = tuple(channels)
+        self.depths = tuple(depths)
+        stages = len(self.channels)
+        out_indices = tuple(out_indices)
+        if (
+            not out_indices
+            or any(i not in range(stages) for i in out_indices)
+            or list(out_indices) != sorted(set(out_indices))
+        ):
+            raise ValueError(
+                f'out_indices {out_indices} of {type(self).__name__} must be '
+                f'ascending stage numbers from 0 to {stages - 1}'
+            )
+        if frozen_stages not in range(-1, stages + 1):
+            raise ValueError(
+                f'frozen_stages {frozen_stages} of {type(self).__name__} is not in '
+                f'-1 to {stages}'
+            )
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.deploy = deploy
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+
+    @classmethod
+    def resolve_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
+        """Look up an ``arch`` name or check an ``arch`` dict.
+
+        Returns:
+            The settings, a new dict.
+
+        Raises:
+            ValueError: If the name is unknown, a key is missing or unknown, or
+                per-stage lists differ in length.
+        """
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise ValueError(
+                    f'arch {arch!r} of {cls.__name__} is unknown; choose one of '
+                    f'{", ".join(cls.arch_settings)} or give a dict'
+                )
+            return dict(cls.arch_settings[arch])
+        required = {key for key, needed in cls.arch_keys.items() if needed}
+        unknown = set(arch) - set(cls.arch_keys)
+        missing = required - set(arch)
+        if unknown or missing:
+            raise ValueError(
+                f'arch dict of {cls.__name__} '
+                + ' and '.join(
+                    [f'lacks {sorted(missing)}'] * bool(missing)
+                    + [f'has unknown keys {sorted(unknown)}'] * bool(unknown)
+                )
+                + f'; it takes {", ".join(cls.arch_keys)}'
+            )
+        lengths = {
+            key: len(value)
+            for key, value in arch.items()
+            if isinstance(value, (list, tuple))
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f'arch dict of {cls.__name__} needs one value a stage in each list, '
+                f'got {lengths}'
+            )
+        return dict(arch)
+
+    def output_norm(self, stage: int) -> nn.Module:
+        """The module behind a stage's output, in the attribute ``norm{stage}``."""
+        return getattr(self, f'norm{stage}')
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of the stages in ``out_indices``.
+
+        Args:
+            x: Images of shape (N, in_channels, H, W).
+
+        Returns:
+            One map of shape (N, channels[i], h_i, w_i) for each output stage i.
+
+        Raises:
+            ValueError: If the images are so small that a map would vanish.
+        """
+        outs = []
+        images = tuple(x.shape[-2:])
+        for i in range(self.out_indices[-1] + 1):
+            if min(x.shape[-2:]) < self.min_map_size(i):
+                raise ValueError(
+                    f'images of {images[0]} x {images[1]} pixels leave nothing for '
+                    f'stage {i} of {type(self).__name__}; pad them'
+                )
+            x = self.stages[i](self.downsample_layers[i](x))
+            if i in self.out_indices:
+                outs.append(self.output_norm(i)(x))
+        return tuple(outs)
+
+    def min_map_size(self, stage: int) -> int:
+        """Least height and width that the downsampling before a stage needs."""
+        return 1
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for part in (
+            *self.downsample_layers[: max(self.frozen_stages, 1)],
+            *self.stages[: self.frozen_stages],
+        ):
+            part.eval()
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'LargeKernelBackbone':
+        """Set the training mode, minding ``frozen_stages`` and ``norm_eval``."""
+        super().train(mode)
+        if mode:
+            self._freeze_stages()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def switch_to_deploy(self) -> None:
+        """Fold norms, small kernels and embeddings into single convolutions.
+
+        The result computes the same function and equals a backbone built with
+        ``deploy=True``. A second call does nothing and says so.
+
+        Raises:
+            RuntimeError: If a BatchNorm normalises with its batch's statistics,
+                which no convolution can; nothing is changed then.
+        """
+        if self.deploy:
+            print_log(f'{type(self).__name__} is in its deployment form already.')
+            return
+        for part in ('downsample_layers', 'stages'):
+            for name, module in getattr(self, part).named_modules(prefix=part):
+                if isinstance(module, _BatchNorm) and (
+                    module.training or module.running_mean is None
+                ):
+                    raise RuntimeError(
+                        f'{name} normalises with the statistics of its batch and '
+                        'cannot be folded; call eval() on the model first'
+                    )
+        for module in list(self.modules()):
+            if module is not self and hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy()
+        self.deploy = True
+
+    def _first_layer(self, stage: int) -> int:
+        """Number of the first layer of a stage for layer-wise decay.
+
+        ConvNeXt's rule: the stem is layer 0 and up to three successive blocks of a
+        stage are one layer.
+        """
+        return 1 + sum(ceil(depth / 3) for depth in self.depths[:stage])
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name: The parameter's full name.
+            prefix: What its name starts with if it is the backbone's, for example
+                ``'backbone.'``.
+
+        Returns:
+            The layer, 0 for the stem, and the number of layers. Output norms and
+            parameters outside the backbone are in the last one.
+        """
+        num_layers = self._first_layer(len(self.depths)) + 1
+        part, stage, block = self._locate(param_name, prefix)
+        if part is None:
+            return num_layers - 1, num_layers
+        if part == 'downsample_layers' and stage == 0:
+            return 0, num_layers
+        return self._first_layer(
+            stage
+        ) + block // self.blocks_per_layer // 3, num_layers
+
+    def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Like `get_layer_depth`, but the same for all blocks of a stage.
+
+        As in ConvNeXt's and SLaK's released recipes the stem and every downsampling
+        are layer 0, stage i is layer i + 1, and the number of layers is that of
+        `get_layer_depth`.
+        """
+        num_layers = self._first_layer(len(self.depths)) + 1
+        part, stage, _ = self._locate(param_name, prefix)
+        if part is None:
+            return num_layers - 1, num_layers
+        return (stage + 1 if part == 'stages' else 0), num_layers
+
+    @staticmethod
+    def _locate(param_name: str, prefix: str) -> tuple[str | None, int, int]:
+        """Part, stage and block of a parameter; part None if in neither list."""
+        parts = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or parts[0] not in (
+            'downsample_layers',
+            'stages',
+        ):
+            return None, 0, 0
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return parts[0], int(parts[1]), block
+
+
+class ConvNeXtStyleBackbone(LargeKernelBackbone):
+    """ConvNeXt's pyramid around a token mixer, as PeLK and SLaK use it.
+
+    Stem: 4 x 4 stride 4 and LayerNorm. Downsampling: LayerNorm and 2 x 2 stride 2.
+    A stage of `ConvNeXtBlock` and a LayerNorm behind each output.
+
+    Args:
+        base_channels: Width of each stage before ``width_factor``.
+        depths: Blocks in each stage.
+        make_mixer: Makes a token mixer from the number of its stage and its width.
+        make_stage: Makes a stage from its number and its blocks.
+        width_factor: Multiplies the widths, the product is rounded down.
+        in_channels: Channels of the images.
+        drop_path_rate: Probability of dropping the last block's branch; it rises
+            linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; 0 for none.
+        init_cfg: mmengine's initialisation config; by default truncated-normal
+            weights (std 0.02).
+        kwargs: Arguments of `LargeKernelBackbone`.
+    """
+
+    def __init__(
+        self,
+        base_channels: Sequence[int],
+        depths: Sequence[int],
+        make_mixer: Callable[[int, int], nn.Module],
+        make_stage: Callable[[int, list[nn.Module]], Stage],
+        width_factor: float = 1.0,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        channels = [int(width * width_factor) for width in base_channels]
+        super().__init__(
+            channels,
+            depths,
+            init_cfg=init_cfg
+            or dict(
+                type='TruncNormal',
+                layer=['Conv2d', 'Linear', 'DepthwiseConv2d', 'PeripheralConv2d'],
+                std=0.02,
+            ),
+            **kwargs,
+        )
+        steps = max(sum(depths) - 1, 1)
+        rates = (drop_path_rate * step / steps for step in range(sum(depths)))
+        for i, width in enumerate(channels):
+            if i == 0:
+                downsample = nn.Sequential(
+                    nn.Conv2d(in_channels, width, 4, stride=4), LayerNorm2d(width)
+                )
+            else:
+                downsample = nn.Sequential(
+                    LayerNorm2d(channels[i - 1]),
+                    nn.Conv2d(channels[i - 1], width, 2, stride=2),
+                )
+            self.downsample_layers.append(downsample)
+            blocks = [
+                ConvNeXtBlock(
+                    width, make_mixer(i, width), next(rates), layer_scale_init_value
+                )
+                for _ in range(depths[i])
+            ]
+            self.stages.append(make_stage(i, blocks))
+            if i in self.out_indices:
+                self.add_module(f'norm{i}', LayerNorm2d(width))
+
+    def min_map_size(self, stage: int) -> int:
+        """Least height and width that the downsampling before a stage needs."""
+        return 4 if stage == 0 else 2

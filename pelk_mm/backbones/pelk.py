@@ -1,0 +1,187 @@
+"""PeLK: parameter-efficient large-kernel ConvNet with peripheral convolution.
+
+Chen et al., CVPR 2024, https://arxiv.org/abs/2403.07589. The authors published
+neither code nor weights; this is written from the paper.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from pelk_mm.layers import (
+    PartialPeripheralConv2d,
+    check_sharing_grid,
+    make_sharing_grid,
+)
+from pelk_mm.ops import box_sum
+
+from .base import ConvNeXtStyleBackbone, Stage
+
+
+class PeLKStage(Stage):
+    """Blocks that share one kernel-wise positional embedding (PeLK, section 4.2).
+
+    Args:
+        blocks: Blocks with a `PartialPeripheralConv2d` of the same shape as mixer.
+        with_cp: Whether to recompute activations in the backward pass.
+        deploy: Whether the blocks are in their deployment form, which has the
+            embedding in its biases.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], with_cp: bool = False, deploy: bool = False
+    ) -> None:
+        super().__init__(blocks, with_cp)
+        conv = self.blocks[0].mixer.large.conv
+        self.sharing_grid = conv.sharing_grid
+        self.position_embedding: nn.Parameter | None = None
+        if not deploy:
+            self.position_embedding = nn.Parameter(
+                torch.empty(conv.channels, conv.kernel_size, conv.kernel_size)
+            )
+            nn.init.trunc_normal_(self.position_embedding, std=0.02)
+
+    def block_args(self) -> tuple[Tensor, ...]:
+        """The embedding summed over the grid's rectangles, (C_conv, k', k')."""
+        if self.position_embedding is None:
+            return ()
+        return (box_sum(self.position_embedding, self.sharing_grid),)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold the embedding into the biases of the blocks' convolutions."""
+        (embedding,) = self.block_args()
+        for block in self.blocks:
+            block.mixer.fold(embedding)
+        self.position_embedding = None
+
+
+@MODELS.register_module()
+class PeLK(ConvNeXtStyleBackbone):
+    """PeLK backbone with feature maps at strides 4, 8, 16 and 32.
+
+    Args:
+        arch: ``tiny``, ``small``, ``base``, ``tiny-101``, ``small-101``,
+            ``base-101``, or a dict with ``channels``, ``depths``, ``kernel_sizes``
+            and ``central_radius`` (one for all stages or one each) and optionally
+            ``width_factor`` (default 1), ``conv_ratio`` (share of the channels that
+            is convolved, default 3/8), ``sharing_grids`` (one a stage, instead of
+            those that ``central_radius`` gives) and ``small_kernel`` (size of a
+            parallel dense kernel, default None).
+        in_channels: Channels of the images.
+        out_indices: Stages whose feature maps are returned.
+        drop_path_rate: Probability of dropping the last block's branch; it rises
+            linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; 0 for none.
+        norm_cfg: Norm behind each convolution of the token mixer, or None for none.
+            The paper names none; a BatchNorm cancels the positional embedding.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
+        norm_eval: Whether BatchNorms keep their running statistics in training.
+        with_cp: Whether to recompute the blocks' activations in the backward pass.
+        deploy: Whether to build the deployment form that `switch_to_deploy` makes.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not as
+            above, a kernel size is even, or a grid does not sum to its kernel size.
+
+    Example:
+        >>> model = PeLK('tiny')
+        >>> [tuple(m.shape) for m in model(torch.rand(1, 3, 64, 64))]
+        [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]
+    """
+
+    arch_settings = {
+        f'{size}{suffix}': dict(
+            channels=channels,
+            depths=depths,
+            kernel_sizes=kernel_sizes,
+            central_radius=central_radius,
+            width_factor=1.3,
+        )
+        for size, channels, depths in (
+            ('tiny', (96, 192, 384, 768), (3, 3, 9, 3)),
+            ('small', (96, 192, 384, 768), (3, 3, 27, 3)),
+            ('base', (128, 256, 512, 1024), (3, 3, 27, 3)),
+        )
+        for suffix, kernel_sizes, central_radius in (
+            ('', (51, 49, 47, 13), 2),
+            ('-101', (101, 69, 67, 13), 3),
+        )
+    }
+    arch_keys = dict(
+        channels=True,
+        depths=True,
+        kernel_sizes=True,
+        central_radius=True,
+        width_factor=False,
+        conv_ratio=False,
+        sharing_grids=False,
+        small_kernel=False,
+    )
+
+    def __init__(
+        self,
+        arch: str | dict[str, Any] = 'tiny',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        norm_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        settings = self.resolve_arch(arch)
+        grids = self._sharing_grids(settings)
+        conv_ratio = settings.get('conv_ratio', 3 / 8)
+
+        def make_mixer(stage: int, width: int) -> PartialPeripheralConv2d:
+            return PartialPeripheralConv2d(
+                width,
+                int(width * conv_ratio),
+                grids[stage],
+                settings.get('small_kernel'),
+                norm_cfg,
+                deploy,
+            )
+
+        super().__init__(
+            settings['channels'],
+            settings['depths'],
+            make_mixer,
+            lambda _, blocks: PeLKStage(blocks, with_cp, deploy),
+            settings.get('width_factor', 1.0),
+            in_channels,
+            drop_path_rate,
+            layer_scale_init_value,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            deploy=deploy,
+            init_cfg=init_cfg,
+        )
+
+    @staticmethod
+    def _sharing_grids(settings: dict[str, Any]) -> list[tuple[int, ...]]:
+        kernel_sizes = settings['kernel_sizes']
+        if settings.get('sharing_grids') is not None:
+            return [
+                check_sharing_grid(grid, size)
+                for grid, size in zip(
+                    settings['sharing_grids'], kernel_sizes, strict=True
+                )
+            ]
+        radii = settings['central_radius']
+        if isinstance(radii, int):
+            radii = [radii] * len(kernel_sizes)
+        return [
+            make_sharing_grid(size, radius)
+            for size, radius in zip(kernel_sizes, radii, strict=True)
+        ]

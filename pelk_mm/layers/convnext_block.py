@@ -1,0 +1,51 @@
+"""The residual block that PeLK and SLaK take from ConvNeXt."""
+
+import torch
+from mmcv.cnn.bricks.drop import DropPath
+from torch import Tensor, nn
+
+
+class ConvNeXtBlock(nn.Module):
+    """Token mixer, LayerNorm, two pointwise layers, layer scale, drop path, residual.
+
+    Args:
+        channels: C.
+        mixer: Token mixer of (N, C, H, W) maps that keeps their shape.
+        drop_path_rate: Probability of dropping the residual branch, in [0, 1).
+        layer_scale_init_value: Initial scale of the branch; 0 for no scale.
+        expansion_ratio: Width of the hidden pointwise layer over C.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        mixer: nn.Module,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        expansion_ratio: int = 4,
+    ) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.pointwise_conv1 = nn.Linear(channels, expansion_ratio * channels)
+        self.act = nn.GELU()
+        self.pointwise_conv2 = nn.Linear(expansion_ratio * channels, channels)
+        self.gamma = (
+            nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
+            if layer_scale_init_value > 0
+            else None
+        )
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor, *mixer_args: Tensor) -> Tensor:
+        """Apply the block to ``x`` of shape (N, C, H, W); the shape stays.
+
+        Args:
+            x: The feature map.
+            mixer_args: Further arguments of the token mixer.
+        """
+        out = self.mixer(x, *mixer_args).permute(0, 2, 3, 1)
+        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
+        if self.gamma is not None:
+            out = out * self.gamma
+        return x + self.drop_path(out.permute(0, 3, 1, 2))

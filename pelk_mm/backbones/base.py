@@ -76,8 +76,8 @@ class Stage(nn.Module):
 class LargeKernelBackbone(BaseModule):
     """A pyramid of stages with one feature map per stage.
 
-    A subclass fills ``downsample_layers`` (the stem first), ``stages`` and, with
-    `add_output_norm`, what stands behind each output.
+    A subclass fills ``downsample_layers`` (the stem first) and ``stages``, and may
+    put a module behind the output of stage i under the name ``norm{i}``.
 
     Args:
         channels: Width of each stage.
@@ -181,10 +181,6 @@ class LargeKernelBackbone(BaseModule):
             )
         return dict(arch)
 
-    def output_norm(self, stage: int) -> nn.Module:
-        """The module behind a stage's output, in the attribute ``norm{stage}``."""
-        return getattr(self, f'norm{stage}')
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of the stages in ``out_indices``.
 
@@ -207,7 +203,8 @@ class LargeKernelBackbone(BaseModule):
                 )
             x = self.stages[i](self.downsample_layers[i](x))
             if i in self.out_indices:
-                outs.append(self.output_norm(i)(x))
+                norm = getattr(self, f'norm{i}', None)
+                outs.append(x if norm is None else norm(x))
         return tuple(outs)
 
     def min_map_size(self, stage: int) -> int:

@@ -2,5 +2,7 @@
 
 from .base import LargeKernelBackbone
 from .pelk import PeLK
+from .replknet import RepLKNet
+from .slak import SLaK
 
-__all__ = ['LargeKernelBackbone', 'PeLK']
+__all__ = ['LargeKernelBackbone', 'PeLK', 'RepLKNet', 'SLaK']

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.layers import ConvNeXtBlock, LayerNorm2d
+from pelk_mm.layers import ConvNeXtBlock, ConvNorm, LayerNorm2d
+
+#: The norm of the released models; nothing writes to it.
+BATCH_NORM = dict(type='BN')
 
 
 @contextmanager
@@ -76,8 +79,9 @@ class Stage(nn.Module):
 class LargeKernelBackbone(BaseModule):
     """A pyramid of stages with one feature map per stage.
 
-    A subclass fills ``downsample_layers`` (the stem first) and ``stages``, and may
-    put a module behind the output of stage i under the name ``norm{i}``.
+    A subclass fills ``downsample_layers`` (the stem first) and ``stages``, may
+    put a module behind the output of stage i under the name ``norm{i}``, and ends
+    its constructor with ``self._freeze_stages()``.
 
     Args:
         channels: Width of each stage.
@@ -148,7 +152,7 @@ class LargeKernelBackbone(BaseModule):
 
         Raises:
             ValueError: If the name is unknown, a key is missing or unknown, or
-                per-stage lists differ in length.
+                per-stage lists differ in length or hold no positive integers.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_settings:
@@ -169,6 +173,14 @@ class LargeKernelBackbone(BaseModule):
                 )
                 + f'; it takes {", ".join(cls.arch_keys)}'
             )
+        for key in ('channels', 'depths', 'kernel_sizes'):
+            if not isinstance(arch[key], (list, tuple)) or not all(
+                isinstance(value, int) and value > 0 for value in arch[key]
+            ):
+                raise ValueError(
+                    f'{key} {arch[key]!r} in the arch dict of {cls.__name__} must be '
+                    'a list of positive integers, one a stage'
+                )
         lengths = {
             key: len(value)
             for key, value in arch.items()
@@ -233,30 +245,36 @@ class LargeKernelBackbone(BaseModule):
         return self
 
     def switch_to_deploy(self) -> None:
-        """Fold norms, small kernels and embeddings into single convolutions.
+        """Fold norms, small kernels, embeddings and layer scales into convolutions.
 
         The result computes the same function and equals a backbone built with
-        ``deploy=True``. A second call does nothing and says so.
+        ``deploy=True``. A second call does nothing and says so. Output norms stay:
+        no convolution precedes them directly.
 
         Raises:
-            RuntimeError: If a BatchNorm normalises with its batch's statistics,
-                which no convolution can; nothing is changed then.
+            RuntimeError: If a norm behind or before a convolution depends on its
+                input, as another kind than BatchNorm and a BatchNorm in training
+                mode do; nothing is changed then.
         """
         if self.deploy:
-            print_log(f'{type(self).__name__} is in its deployment form already.')
+            print_log(
+                f'{type(self).__name__} is in its deployment form already.',
+                logger='current',
+            )
             return
-        for part in ('downsample_layers', 'stages'):
-            for name, module in getattr(self, part).named_modules(prefix=part):
-                if isinstance(module, _BatchNorm) and (
-                    module.training or module.running_mean is None
-                ):
-                    raise RuntimeError(
-                        f'{name} normalises with the statistics of its batch and '
-                        'cannot be folded; call eval() on the model first'
-                    )
+        for name, module in self.named_modules():
+            if isinstance(module, ConvNorm):
+                for norm, problem in module.unfoldable():
+                    raise RuntimeError(f'{name}.{norm} {problem}')
+        # Outer modules come first: a stage puts its embedding into convolutions
+        # whose norms and neighbours are folded after that.
         for module in list(self.modules()):
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ConvNorm):
+                    setattr(parent, name, child.fold())
         self.deploy = True
 
     def _first_layer(self, stage: int) -> int:
@@ -302,6 +320,11 @@ class LargeKernelBackbone(BaseModule):
             return num_layers - 1, num_layers
         return (stage + 1 if part == 'stages' else 0), num_layers
 
+    def _drop_path_rates(self, last: float) -> Iterator[float]:
+        """Rates of the layers from first to last, rising linearly from 0."""
+        steps = max(sum(self.depths) - 1, 1)
+        return (last * step / steps for step in range(sum(self.depths)))
+
     @staticmethod
     def _locate(param_name: str, prefix: str) -> tuple[str | None, int, int]:
         """Part, stage and block of a parameter; part None if in neither list."""
@@ -330,7 +353,8 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
         in_channels: Channels of the images.
         drop_path_rate: Probability of dropping the last block's branch; it rises
             linearly from 0 at the first.
-        layer_scale_init_value: Initial layer scale; 0 for none.
+        layer_scale_init_value: Initial layer scale; 0 for none. The deployment form
+            has it in the pointwise layer.
         init_cfg: mmengine's initialisation config; by default truncated-normal
             weights (std 0.02).
         kwargs: Arguments of `LargeKernelBackbone`.
@@ -361,8 +385,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
             ),
             **kwargs,
         )
-        steps = max(sum(depths) - 1, 1)
-        rates = (drop_path_rate * step / steps for step in range(sum(depths)))
+        rates = self._drop_path_rates(drop_path_rate)
         for i, width in enumerate(channels):
             if i == 0:
                 downsample = nn.Sequential(
@@ -376,13 +399,17 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
             self.downsample_layers.append(downsample)
             blocks = [
                 ConvNeXtBlock(
-                    width, make_mixer(i, width), next(rates), layer_scale_init_value
+                    width,
+                    make_mixer(i, width),
+                    next(rates),
+                    0 if self.deploy else layer_scale_init_value,
                 )
                 for _ in range(depths[i])
             ]
             self.stages.append(make_stage(i, blocks))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(width))
+        self._freeze_stages()
 
     def min_map_size(self, stage: int) -> int:
         """Least height and width that the downsampling before a stage needs."""

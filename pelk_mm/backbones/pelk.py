@@ -35,10 +35,10 @@ class PeLKStage(Stage):
         self, blocks: Sequence[nn.Module], with_cp: bool = False, deploy: bool = False
     ) -> None:
         super().__init__(blocks, with_cp)
-        conv = self.blocks[0].mixer.large.conv
-        self.sharing_grid = conv.sharing_grid
         self.position_embedding: nn.Parameter | None = None
         if not deploy:
+            conv = self.blocks[0].mixer.large.conv
+            self.sharing_grid = conv.sharing_grid
             self.position_embedding = nn.Parameter(
                 torch.empty(conv.channels, conv.kernel_size, conv.kernel_size)
             )
@@ -53,9 +53,11 @@ class PeLKStage(Stage):
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Fold the embedding into the biases of the blocks' convolutions."""
-        (embedding,) = self.block_args()
+        embedding = box_sum(self.position_embedding.double(), self.sharing_grid)
         for block in self.blocks:
-            block.mixer.fold(embedding)
+            conv = block.mixer.large.conv
+            bias = conv.embedding_bias(embedding).to(conv.weight.dtype)
+            conv.bias = nn.Parameter(bias if conv.bias is None else conv.bias + bias)
         self.position_embedding = None
 
 

@@ -1,21 +1,29 @@
 """Modules with parameters that the backbones are built of."""
 
+from .conv_norm import ConvNorm, fold_norm
 from .convnext_block import ConvNeXtBlock
-from .depthwise import ConvNorm, DepthwiseConv2d, add_centred, fold_norm
+from .depthwise import DepthwiseConv2d, add_centred
 from .norm import LayerNorm2d
 from .peripheral import PartialPeripheralConv2d, PeripheralConv2d
+from .reparam import ReparamDepthwise, large_and_small, stripes_and_small
+from .replknet_block import ConvFFN, RepLKBlock
 from .sharing_grid import check_kernel_size, check_sharing_grid, make_sharing_grid
 
 __all__ = [
+    'ConvFFN',
     'ConvNeXtBlock',
     'ConvNorm',
     'DepthwiseConv2d',
     'LayerNorm2d',
     'PartialPeripheralConv2d',
     'PeripheralConv2d',
+    'RepLKBlock',
+    'ReparamDepthwise',
     'add_centred',
     'check_kernel_size',
     'check_sharing_grid',
     'fold_norm',
+    'large_and_small',
     'make_sharing_grid',
+    'stripes_and_small',
 ]

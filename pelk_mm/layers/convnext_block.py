@@ -49,3 +49,14 @@ class ConvNeXtBlock(nn.Module):
         if self.gamma is not None:
             out = out * self.gamma
         return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Fold the layer scale into the second pointwise layer."""
+        if self.gamma is None:
+            return
+        layer = self.pointwise_conv2
+        scale = self.gamma.double()
+        layer.weight.copy_(layer.weight.double() * scale.unsqueeze(1))
+        layer.bias.copy_(layer.bias.double() * scale)
+        self.gamma = None

@@ -1,10 +1,8 @@
-"""Depthwise convolutions with a norm behind them, and how the two become one."""
+"""Depthwise convolution with a large kernel of any shape."""
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pelk_mm.ops import depthwise_conv2d
 
@@ -41,65 +39,15 @@ class DepthwiseConv2d(nn.Module):
         """Convolve ``x`` of shape (N, C, H, W); the shape stays."""
         return depthwise_conv2d(x, self.weight.squeeze(1), self.bias)
 
+    def absorbs(self, kernel_size: tuple[int, int]) -> bool:
+        """Whether a kernel of this size can be added to the centre of this one."""
+        return kernel_size[0] <= self.kernel_size[0] and (
+            kernel_size[1] <= self.kernel_size[1]
+        )
+
     def extra_repr(self) -> str:
         """Channels and kernel size, for ``repr``."""
         return f'{self.channels}, kernel_size={self.kernel_size}'
-
-
-class ConvNorm(nn.Module):
-    """A convolution over ``conv.channels`` channels and the norm behind it.
-
-    Args:
-        conv: The convolution; further arguments of `forward` are handed to it.
-        norm_cfg: mm config of the norm, or None for none.
-    """
-
-    def __init__(self, conv: nn.Module, norm_cfg: dict | None) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = (
-            nn.Identity()
-            if norm_cfg is None
-            else build_norm_layer(norm_cfg, conv.channels)[1]
-        )
-
-    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
-        """Convolve and normalise ``x`` of shape (N, C, H, W)."""
-        return self.norm(self.conv(x, *args))
-
-
-def fold_norm(
-    weight: Tensor, bias: Tensor | None, norm: nn.Module
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that equals ``norm(conv(x))``.
-
-    Args:
-        weight: The convolution's weight, output channels first.
-        bias: Its bias of shape (C,), or None.
-        norm: The BatchNorm behind it, or an ``nn.Identity``.
-
-    Returns:
-        The folded weight and bias, detached, of the weight's dtype.
-
-    Raises:
-        TypeError: If the norm is of a kind that depends on its input.
-    """
-    scale = weight.new_ones(weight.shape[0], dtype=torch.float64)
-    shift = torch.zeros_like(scale) if bias is None else bias.detach().double()
-    if isinstance(norm, _BatchNorm):
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.affine:
-            scale = scale * norm.weight.detach().double()
-        shift = (shift - norm.running_mean.double()) * scale
-        if norm.affine:
-            shift = shift + norm.bias.detach().double()
-    elif not isinstance(norm, nn.Identity):
-        raise TypeError(
-            f'{type(norm).__name__} cannot be folded into a convolution; only a '
-            'BatchNorm can'
-        )
-    folded = weight.detach().double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    return folded.to(weight.dtype), shift.to(weight.dtype)
 
 
 def add_centred(large: Tensor, small: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from pelk_mm.ops import peripheral_conv2d
 
-from .depthwise import ConvNorm, DepthwiseConv2d, add_centred, fold_norm
+from .depthwise import DepthwiseConv2d
+from .reparam import ReparamDepthwise, check_small_kernel
 from .sharing_grid import check_sharing_grid
 
 
@@ -43,7 +44,10 @@ class PeripheralConv2d(nn.Module):
             embedding: The kernel-wise positional embedding summed over the grid's
                 rectangles, (C, k', k').
         """
-        bias = self.bias if embedding is None else self.embedding_bias(embedding)
+        bias = self.bias
+        if embedding is not None:
+            shift = self.embedding_bias(embedding)
+            bias = shift if bias is None else bias + shift
         return peripheral_conv2d(x, self.weight.squeeze(1), self.sharing_grid, bias)
 
     def embedding_bias(self, embedding: Tensor) -> Tensor:
@@ -55,6 +59,22 @@ class PeripheralConv2d(nn.Module):
         """
         return (self.weight.squeeze(1) * embedding).sum((-2, -1))
 
+    def absorbs(self, kernel_size: tuple[int, int]) -> bool:
+        """Whether a dense kernel of this size can be added to the centre.
+
+        It can where the grid keeps one parameter per position.
+        """
+        grid, cells = self.sharing_grid, len(self.sharing_grid)
+        for size in kernel_size:
+            edge = (cells - size) // 2
+            if (
+                edge < 0
+                or set(grid[edge : edge + size]) != {1}
+                or sum(grid[:edge]) != sum(grid[edge + size :])
+            ):
+                return False
+        return True
+
     def extra_repr(self) -> str:
         """Channels, kernel size and grid, for ``repr``."""
         return (
@@ -63,7 +83,7 @@ class PeripheralConv2d(nn.Module):
         )
 
 
-class PartialPeripheralConv2d(nn.Module):
+class PartialPeripheralConv2d(ReparamDepthwise):
     """Peripheral convolution of the first channels; the rest pass (section 4.3).
 
     Args:
@@ -73,10 +93,12 @@ class PartialPeripheralConv2d(nn.Module):
         small_kernel: Size of a parallel dense kernel, or None for none.
         norm_cfg: Norm behind each of the convolutions, or None for none. A
             BatchNorm cancels what the positional embedding adds.
-        deploy: Whether to build the deployment form: one convolution with a bias.
+        deploy: Whether to build the deployment form: one convolution with a bias,
+            and a second for a small kernel that does not fit the grid's centre.
 
     Raises:
-        ValueError: If the small kernel is larger than the large one.
+        ValueError: If the small kernel is larger than the large one, or
+            ``conv_channels`` is not between 1 and ``channels``.
     """
 
     def __init__(
@@ -88,28 +110,17 @@ class PartialPeripheralConv2d(nn.Module):
         norm_cfg: dict | None = None,
         deploy: bool = False,
     ) -> None:
-        super().__init__()
-        self.split_sizes = (conv_channels, channels - conv_channels)
-        conv = PeripheralConv2d(conv_channels, sharing_grid, bias=deploy)
-        self.large = ConvNorm(conv, None if deploy else norm_cfg)
-        self.small: ConvNorm | None = None
-        if small_kernel is None:
-            return
-        if small_kernel > conv.kernel_size:
+        if not 1 <= conv_channels <= channels:
             raise ValueError(
-                f'small_kernel {small_kernel} is larger than the large kernel '
-                f'{conv.kernel_size}'
+                f'{conv_channels} of {channels} channels cannot be convolved; choose '
+                'a conv_ratio in (0, 1] that leaves at least one'
             )
-        if not (deploy and self._fits_centre(small_kernel)):
-            small = DepthwiseConv2d(conv_channels, small_kernel, bias=deploy)
-            self.small = ConvNorm(small, None if deploy else norm_cfg)
-
-    def _fits_centre(self, small_kernel: int) -> bool:
-        """Whether the grid keeps a parameter per position under the small kernel."""
-        cells = self.large.conv.sharing_grid
-        edge = (len(cells) - small_kernel) // 2
-        centred = sum(cells[:edge]) == sum(cells[edge + small_kernel :])
-        return centred and edge >= 0 and set(cells[edge : edge + small_kernel]) == {1}
+        convs = {'large': PeripheralConv2d(conv_channels, sharing_grid)}
+        if small_kernel is not None:
+            check_small_kernel(small_kernel, convs['large'].kernel_size)
+            convs['small'] = DepthwiseConv2d(conv_channels, small_kernel)
+        super().__init__(convs, norm_cfg, deploy)
+        self.split_sizes = (conv_channels, channels - conv_channels)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Mix ``x`` of shape (N, C, H, W); the shape stays.
@@ -120,31 +131,4 @@ class PartialPeripheralConv2d(nn.Module):
                 (conv_channels, k', k').
         """
         head, rest = x.split(self.split_sizes, dim=1)
-        out = self.large(head, embedding)
-        if self.small is not None:
-            out = out + self.small(head)
-        return torch.cat((out, rest), dim=1)
-
-    @torch.no_grad()
-    def fold(self, embedding: Tensor) -> None:
-        """Fold embedding, norms and (where the grid allows) the small kernel."""
-        conv = self.large.conv
-        weight, bias = fold_norm(
-            conv.weight, conv.embedding_bias(embedding), self.large.norm
-        )
-        if self.small is not None:
-            small = self.small.conv
-            small_weight, small_bias = fold_norm(
-                small.weight, small.bias, self.small.norm
-            )
-            if self._fits_centre(small.kernel_size[0]):
-                weight = add_centred(weight, small_weight)
-                bias = bias + small_bias
-                self.small = None
-            else:
-                small.weight.copy_(small_weight)
-                small.bias = nn.Parameter(small_bias)
-                self.small.norm = nn.Identity()
-        conv.weight.copy_(weight)
-        conv.bias = nn.Parameter(bias)
-        self.large.norm = nn.Identity()
+        return torch.cat((super().forward(head, embedding), rest), dim=1)

@@ -1,0 +1,226 @@
+"""Released parameter names and ours, written once and read in both directions.
+
+A rule is a pair of templates, the released name first. ``{stage}``, ``{block}`` and
+``{layer}`` stand for a number, ``{rest}`` for the remainder of a name. The first rule
+whose template matches decides. Within a family no two rules share a name on either
+side, so converting there and back gives the names one started from.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+Rule = tuple[str, str]
+
+#: Branches of the large-kernel module, which both families name alike; the merged
+#: one is a lone convolution with a bias.
+_LARGE_KERNEL = (
+    ('LoRA1.conv.{rest}', 'vertical.conv.{rest}'),
+    ('LoRA1.bn.{rest}', 'vertical.norm.{rest}'),
+    ('LoRA2.conv.{rest}', 'horizontal.conv.{rest}'),
+    ('LoRA2.bn.{rest}', 'horizontal.norm.{rest}'),
+    ('lkb_origin.conv.{rest}', 'large.conv.{rest}'),
+    ('lkb_origin.bn.{rest}', 'large.norm.{rest}'),
+    ('small_conv.conv.{rest}', 'small.conv.{rest}'),
+    ('small_conv.bn.{rest}', 'small.norm.{rest}'),
+    ('lkb_reparam.{rest}', 'large.{rest}'),
+)
+
+_OUR_BLOCK = 'stages.{stage}.blocks.{block}.'
+_SLAK_BLOCK = 'stages.{stage}.{block}.'
+_REPLKNET_BLOCK = 'stages.{stage}.blocks.{block}.'
+
+_RULES: dict[str, tuple[Rule, ...]] = {
+    'slak': (
+        ('downsample_layers.{rest}', 'downsample_layers.{rest}'),
+        *(
+            (f'{_SLAK_BLOCK}large_kernel.{theirs}', f'{_OUR_BLOCK}mixer.{ours}')
+            for theirs, ours in _LARGE_KERNEL
+        ),
+        (f'{_SLAK_BLOCK}pwconv1.{{rest}}', f'{_OUR_BLOCK}pointwise_conv1.{{rest}}'),
+        (f'{_SLAK_BLOCK}pwconv2.{{rest}}', f'{_OUR_BLOCK}pointwise_conv2.{{rest}}'),
+        (f'{_SLAK_BLOCK}norm.{{rest}}', f'{_OUR_BLOCK}norm.{{rest}}'),
+        (f'{_SLAK_BLOCK}gamma', f'{_OUR_BLOCK}gamma'),
+        ('norm{stage}.{rest}', 'norm{stage}.{rest}'),
+    ),
+    'replknet': (
+        ('stem.{layer}.conv.{rest}', 'downsample_layers.0.{layer}.conv.{rest}'),
+        ('stem.{layer}.bn.{rest}', 'downsample_layers.0.{layer}.norm.{rest}'),
+        *(
+            (
+                f'transitions.{i}.{{layer}}.{theirs}.{{rest}}',
+                f'downsample_layers.{i + 1}.{{layer}}.{ours}.{{rest}}',
+            )
+            for i in range(3)
+            for theirs, ours in (('conv', 'conv'), ('bn', 'norm'))
+        ),
+        *(
+            (f'{_REPLKNET_BLOCK}large_kernel.{theirs}', f'{_OUR_BLOCK}mixer.{ours}')
+            for theirs, ours in _LARGE_KERNEL
+            if not theirs.startswith('LoRA')
+        ),
+        # Blocks alternate: the even ones have a large kernel, the odd ones are FFNs.
+        *(
+            (
+                f'stages.{{stage}}.blocks.{{{parity}}}.{theirs}.{{rest}}',
+                f'stages.{{stage}}.blocks.{{{parity}}}.pointwise_conv1.pre_norm.{{rest}}',
+            )
+            for parity, theirs in (('even', 'prelkb_bn'), ('odd', 'preffn_bn'))
+        ),
+        *(
+            (
+                f'{_REPLKNET_BLOCK}pw{i}.{theirs}.{{rest}}',
+                f'{_OUR_BLOCK}pointwise_conv{i}.{ours}.{{rest}}',
+            )
+            for i in (1, 2)
+            for theirs, ours in (('conv', 'conv'), ('bn', 'norm'))
+        ),
+        ('stages.{stage}.norm.{rest}', 'norm{stage}.{rest}'),
+    ),
+}
+
+#: Released names without a counterpart, and why they have none.
+_DROPPED: tuple[tuple[str, str], ...] = (
+    ('norm.{rest}', "the classifier's norm, which a feature pyramid does not have"),
+    ('head.{rest}', "the classifier's weights, which a feature pyramid does not have"),
+)
+
+#: Names that only one family uses.
+_FAMILY_MARKS: dict[str, tuple[str, ...]] = {
+    'slak': (f'{_SLAK_BLOCK}large_kernel.{{rest}}', f'{_SLAK_BLOCK}pwconv1.{{rest}}'),
+    'replknet': ('stem.{layer}.conv.{rest}', 'transitions.{stage}.{rest}'),
+}
+
+_FIELDS = {
+    'stage': r'\d+',
+    'block': r'\d+',
+    'layer': r'\d+',
+    'even': r'\d*[02468]',
+    'odd': r'\d*[13579]',
+    'rest': r'.+',
+}
+
+
+class Conversion(NamedTuple):
+    """What a conversion made of a state dict.
+
+    Attributes:
+        converted: The tensors under their new names, in the order given.
+        dropped: Names without a counterpart, each with the reason.
+        unknown: Names that no rule knows.
+    """
+
+    converted: dict[str, Any]
+    dropped: dict[str, str]
+    unknown: list[str]
+
+
+def families() -> tuple[str, ...]:
+    """Families with released models."""
+    return tuple(_RULES)
+
+
+def rules_for(family: str) -> tuple[Rule, ...]:
+    """Ordered pairs of (released, our) name templates of a family.
+
+    Raises:
+        ValueError: If there are no released models of that family.
+    """
+    if family not in _RULES:
+        raise ValueError(
+            f'there are no released {family!r} models; choose {" or ".join(_RULES)}'
+        )
+    return _RULES[family]
+
+
+def detect_family(names: Iterable[str]) -> str | None:
+    """Family whose released models use such parameter names; None if no one's."""
+    names = list(names)
+    for family, marks in _FAMILY_MARKS.items():
+        if any(_pattern(mark).fullmatch(name) for name in names for mark in marks):
+            return family
+    return None
+
+
+def rename(name: str, family: str, to_released: bool = False) -> str | None:
+    """Translate one parameter name, from released to ours or back.
+
+    Returns:
+        The new name, or None if no rule matches.
+
+    Raises:
+        ValueError: If there are no released models of that family.
+    """
+    for released, ours in rules_for(family):
+        source, target = (ours, released) if to_released else (released, ours)
+        match = _pattern(source).fullmatch(name)
+        if match:
+            return target.format(**match.groupdict())
+    return None
+
+
+def from_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
+    """Rename a released backbone's parameters to ours.
+
+    The classifier's own are dropped. A merged model (``lkb_reparam``) becomes the
+    state dict of a backbone with ``small_kernel_merged=True``.
+
+    Args:
+        state_dict: Parameters by released name, without prefixes.
+        family: ``slak`` or ``replknet``.
+
+    Raises:
+        ValueError: If there are no released models of that family.
+    """
+    converted: dict[str, Any] = {}
+    dropped: dict[str, str] = {}
+    unknown: list[str] = []
+    for name, value in state_dict.items():
+        new_name = rename(name, family)
+        reason = next(
+            (why for mark, why in _DROPPED if _pattern(mark).fullmatch(name)), None
+        )
+        if new_name is not None:
+            converted[new_name] = value
+        elif reason is not None:
+            dropped[name] = reason
+        else:
+            unknown.append(name)
+    return Conversion(converted, dropped, unknown)
+
+
+def to_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
+    """Rename our backbone's parameters to the released names.
+
+    The deployment form of whole backbones has no released counterpart: what it
+    merges beyond the token mixers is in ``unknown``.
+
+    Args:
+        state_dict: Parameters by our name, without prefixes.
+        family: ``slak`` or ``replknet``.
+
+    Raises:
+        ValueError: If there are no released models of that family.
+    """
+    converted: dict[str, Any] = {}
+    unknown: list[str] = []
+    for name, value in state_dict.items():
+        new_name = rename(name, family, to_released=True)
+        if new_name is None:
+            unknown.append(name)
+        else:
+            converted[new_name] = value
+    return Conversion(converted, {}, unknown)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """The regular expression of a template, a named group for each field."""
+    parts = re.split(r'\{(\w+)\}', template)
+    return re.compile(
+        ''.join(
+            f'(?P<{part}>{_FIELDS[part]})' if i % 2 else re.escape(part)
+            for i, part in enumerate(parts)
+        )
+    )

@@ -15,6 +15,7 @@ OPENMMLAB = [
     'mmsegmentation==1.2.2',
     'ftfy',
     'regex',
+    'setuptools<81',  # mmengine imports pkg_resources, which 81 no longer has
 ]
 ONEDL = [
     'onedl-mmengine',
@@ -38,7 +39,7 @@ setup(
     python_requires='>=3.10',
     # The mm packages are extras because two distributions provide the same
     # modules: a hard requirement on one would break users of the other.
-    install_requires=['torch>=2.4', 'numpy'],
+    install_requires=['torch>=2.6', 'numpy'],
     extras_require={
         'openmmlab': OPENMMLAB,
         'onedl': ONEDL,

@@ -1,0 +1,21 @@
+# make demo: train and evaluate on drawn scenes.  make test: lint and test.
+# Both set up what they need. PYTHON and TORCH choose the interpreter and the torch.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+
+.PHONY: demo test env clean
+
+demo: env
+	$(VENV)/bin/python tools/demo.py
+
+test: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest -n 2
+
+env:
+	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)'
+
+clean:
+	rm -rf $(VENV) build work_dirs

@@ -1,0 +1,129 @@
+"""Loading checkpoints without running what they carry.
+
+PyTorch 2.6 made ``torch.load`` refuse everything but tensors and plain containers,
+and mmengine's own training checkpoints hold more than that: the buffers of its log
+and numpy numbers. Importing this module teaches mmengine's local and HTTP loaders
+to accept exactly those types and to refuse anything else by name.
+"""
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+
+def _history_statistic(owner: type, name: str) -> Any:
+    """Stand in for ``getattr``, which pickles of a HistoryBuffer ask for.
+
+    They need it to name the buffer's own statistics and get it for nothing else:
+    the real one would hand a crafted file any attribute of any object.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'getattr of {name!r} on {owner!r} is not allowed')
+
+
+def _numpy_types() -> list[Any]:
+    """What a pickled numpy number or array names, under numpy 1 and 2."""
+    rebuild = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = (np.bool_, *np.sctypeDict.values())
+    dtypes = {
+        type(np.dtype(number))
+        for number in numbers
+        if issubclass(number, (np.bool_, np.number))
+    }
+    return [
+        np.ndarray,
+        np.dtype,
+        *sorted(dtypes, key=lambda dtype: dtype.__name__),
+        *(
+            (function, f'{module}.multiarray.{name}')
+            for module in ('numpy.core', 'numpy._core')
+            for function, name in ((rebuild, '_reconstruct'), (scalar, 'scalar'))
+        ),
+    ]
+
+
+#: What mmengine's Runner writes beyond tensors and plain containers.
+MMENGINE_TYPES: tuple[Any, ...] = (
+    HistoryBuffer,
+    (_history_statistic, 'builtins.getattr'),
+    *_numpy_types(),
+)
+
+
+def load_weights_only(
+    path: str | Path,
+    map_location: Any = None,
+    allowed: Iterable[Any] = MMENGINE_TYPES,
+) -> Any:
+    """Load a file that ``torch.save`` wrote, executing nothing it carries.
+
+    Args:
+        path: The file.
+        map_location: As for ``torch.load``.
+        allowed: Types accepted beside tensors and plain containers, as for
+            ``torch.serialization.safe_globals``.
+
+    Returns:
+        The loaded object.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        pickle.UnpicklingError: If the file asks for any other type; the message
+            names it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    with safe_globals(list(allowed)):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            refused = _refused_types(path)
+            if not refused:
+                raise
+            raise pickle.UnpicklingError(
+                f'checkpoint {path} asks for {", ".join(refused)}, which could run '
+                'code; only tensors, plain containers and what mmengine itself '
+                'writes are loaded. Save it again without, or convert it where you '
+                'trust it.'
+            ) from error
+
+
+def _refused_types(path: Path) -> list[str]:
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(path))
+    except ValueError:  # the format before PyTorch 1.6, which has no such listing
+        return []
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Load a local checkpoint for mmengine; see `load_weights_only`."""
+    return load_weights_only(filename, map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> Any:
+    """Download a checkpoint once (rank 0 first) and load it as a local one is.
+
+    mmengine's own loader asks torch for ``weights_only=False`` here.
+    """
+    if not is_main_process():
+        barrier()
+    with safe_globals(list(MMENGINE_TYPES)):
+        checkpoint = torch.hub.load_state_dict_from_url(
+            filename, map_location=map_location, weights_only=True
+        )
+    if is_main_process():
+        barrier()
+    return checkpoint

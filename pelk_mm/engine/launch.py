@@ -1,0 +1,121 @@
+"""Hand a config over to the framework that it is written for."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+
+FRAMEWORKS = ('mmseg', 'mmdet')
+
+
+class LaunchError(ValueError):
+    """A command line or config that no run can start from."""
+
+
+def find_framework(cfg: Config) -> str:
+    """The framework whose ``default_scope`` a config has.
+
+    Raises:
+        LaunchError: If it is neither mmseg nor mmdet.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in FRAMEWORKS:
+        raise LaunchError(
+            f'{cfg.filename} has default_scope {scope!r}; set it to '
+            f'{" or ".join(map(repr, FRAMEWORKS))}, the framework whose tool shall run'
+        )
+    return scope
+
+
+def find_tool(framework: str, tool: str) -> Path:
+    """Path of an installed framework's ``tools/{tool}.py``.
+
+    Raises:
+        LaunchError: If the framework is not installed, or without its tools.
+    """
+    spec = find_spec(framework)
+    if spec is None:
+        raise LaunchError(
+            f'{framework} is not installed; `pip install --no-build-isolation '
+            '"pelk_mm[openmmlab]"` brings it'
+        )
+    package = Path(spec.origin).parent
+    # In a wheel the tools lie in .mim; an editable checkout has them beside it.
+    for root in (package / '.mim', package.parent):
+        path = root / 'tools' / f'{tool}.py'
+        if path.is_file():
+            return path
+    raise LaunchError(f'{framework} in {package} comes without tools/{tool}.py')
+
+
+def _datasets(node: Any) -> Iterator[ConfigDict]:
+    """Every config dict below ``node`` that has a ``data_root``."""
+    if isinstance(node, dict):
+        if node.get('data_root'):
+            yield node
+        for value in node.values():
+            yield from _datasets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _datasets(value)
+
+
+def check_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Raise a `LaunchError` if a data set of these dataloaders has no folder."""
+    for loader in loaders:
+        for dataset in _datasets(cfg.get(loader)):
+            root = Path(dataset['data_root'])
+            if not root.is_dir():
+                raise LaunchError(
+                    f'data_root {str(root)!r} of {loader} does not exist; put the data '
+                    f'set there or set --cfg-options '
+                    f'{loader}.dataset.data_root=/path/to/it'
+                )
+
+
+def is_config_name(argument: str) -> bool:
+    """Whether a command-line argument names a config file."""
+    return '=' not in argument and Path(argument).suffix in ('.py', '.json', '.yaml')
+
+
+#: Dataloaders that each tool needs.
+LOADERS = {
+    'train': ('train_dataloader', 'val_dataloader'),
+    'test': ('test_dataloader',),
+}
+
+
+def hand_over(tool: str) -> None:
+    """Run the installed framework's own ``tools/{tool}.py`` on this command line.
+
+    The config is read once beforehand, to find its framework and to stop at once
+    where nothing could run. All flags are the framework's.
+
+    Args:
+        tool: ``train`` or ``test``.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args, _ = parser.parse_known_args()
+    # Which other arguments are values of flags only the framework knows.
+    config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
+    try:
+        if config is None:
+            framework = FRAMEWORKS[0]  # to print its usage, whose flags are common
+        else:
+            if not Path(config).is_file():
+                raise LaunchError(f'config {config} does not exist')
+            cfg = Config.fromfile(config)
+            cfg.merge_from_dict(args.cfg_options or {})
+            framework = find_framework(cfg)
+            check_data_roots(cfg, LOADERS[tool])
+        path = find_tool(framework, tool)
+    except LaunchError as error:
+        sys.exit(f'{tool}.py: {error}')
+    sys.argv[0] = str(path)
+    runpy.run_path(str(path), run_name='__main__')

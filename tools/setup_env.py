@@ -6,6 +6,8 @@ version of torch and Python: the wheel is kept in a cache that knows both.
 Uses the standard library alone: it runs before anything is installed.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import os
@@ -19,6 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'pelk_mm'
 BUILD_TOOLS = ('setuptools<81', 'wheel', 'ninja', 'psutil')
+PRINT_TAG = (
+    'import sys, torch; '
+    'print(f"torch{torch.__version__}-{sys.implementation.cache_tag}")'
+)
 
 
 def say(message: str) -> None:
@@ -50,7 +56,9 @@ def build_wheel(python: Path, requirement: str, folder: Path) -> None:
     The folder appears only when the wheel is complete.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, ignore_cleanup_errors=True
+    ) as scratch:
         command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-deps']
         command += ['--no-build-isolation', '-w', scratch, requirement]
         process = subprocess.Popen(
@@ -68,32 +76,16 @@ def build_wheel(python: Path, requirement: str, folder: Path) -> None:
         if process.wait():
             sys.exit(f'{"".join(tail)}\nsetup: {requirement} did not compile')
         os.replace(scratch, folder)
-        Path(scratch).mkdir()  # for the context manager to remove
 
 
-def install_mmcv(python: Path, requirement: str) -> None:
-    """Install mmcv with operators that were compiled for this very torch."""
-    tag = output_of(
-        python,
-        'import sys, torch; print(f"torch{torch.__version__}-{sys.implementation.cache_tag}")',
-    )
+def mmcv_wheel(python: Path, requirement: str, tag: str) -> Path:
+    """The wheel of mmcv whose operators were compiled for this very torch."""
     folder = CACHE / f'{requirement.replace("==", "-")}-{tag}'
-    stamp = python.parents[1] / '.mmcv'
-    works = output_of(python, 'import mmcv.ops; print("yes")') == 'yes'
-    if works and stamp.is_file() and stamp.read_text() == tag:
-        return
     if not folder.is_dir():
         say(f'compiling {requirement} for {tag}; this takes minutes, but only once')
         build_wheel(python, requirement, folder)
     (wheel,) = folder.glob('*.whl')
-    pip(python, 'install', '--no-deps', '--force-reinstall', str(wheel))
-    if output_of(python, 'import mmcv.ops; print("yes")') != 'yes':
-        pip(python, 'install', requirement)  # its Python dependencies
-    if output_of(python, 'import mmcv.ops; print("yes")') != 'yes':
-        sys.exit(
-            f'setup: {wheel} does not import; remove {folder} and run this again'
-        )
-    stamp.write_text(tag)
+    return wheel
 
 
 def main() -> None:
@@ -102,29 +94,34 @@ def main() -> None:
     parser.add_argument('folder', type=Path, help='the virtual environment')
     parser.add_argument('--torch', default='torch', help='requirement for torch')
     args = parser.parse_args()
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit(f'setup: Python {sys.version.split()[0]} is older than 3.10')
 
-    setup_py = (ROOT / 'setup.py').read_text()
-    mmcv = re.search(r"'(mmcv==[^']+)'", setup_py).group(1)
-    sources = [ROOT / 'setup.py', Path(__file__)]
-    state = hashlib.sha256(args.torch.encode())
-    for source in sources:
-        state.update(source.read_bytes())
-    stamp = args.folder / '.pelk_mm'
     python = args.folder.absolute() / 'bin' / 'python'
-    if stamp.is_file() and stamp.read_text() == state.hexdigest():
-        return
-
     if not python.exists():
         say(f'creating {args.folder} with Python {sys.version.split()[0]}')
         venv.create(args.folder, with_pip=True)
-    say(f'installing {args.torch}')
-    pip(python, 'install', args.torch, *BUILD_TOOLS, 'numpy')
-    install_mmcv(python, mmcv)
+    stamp = args.folder / '.pelk_mm'
+    wanted = hashlib.sha256(args.torch.encode())
+    for source in (ROOT / 'setup.py', Path(__file__)):
+        wanted.update(source.read_bytes())
+    wanted = wanted.hexdigest()
+    done = stamp.read_text().split() if stamp.is_file() else []
+    if not done or done[0] != wanted:
+        say(f'installing {args.torch}')
+        pip(python, 'install', args.torch, 'numpy', *BUILD_TOOLS)
+    tag = output_of(python, PRINT_TAG)
+    if done == [wanted, tag] and output_of(python, 'import mmcv.ops') is not None:
+        return
+
+    mmcv = re.search(r"'(mmcv==[^']+)'", (ROOT / 'setup.py').read_text()).group(1)
+    wheel = mmcv_wheel(python, mmcv, tag)
+    pip(python, 'install', '--no-deps', '--force-reinstall', str(wheel))
     say('installing pelk_mm with mmseg, mmdet and the test tools')
     pip(python, 'install', '--no-build-isolation', '-e', f'{ROOT}[openmmlab,dev]')
-    stamp.write_text(state.hexdigest())
+    if output_of(python, 'import mmcv.ops') is None:
+        sys.exit(f'setup: mmcv of {wheel} does not import; remove it and try again')
+    stamp.write_text(f'{wanted} {tag}')
     say('done')
 
 

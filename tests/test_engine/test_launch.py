@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from pelk_mm.engine.launch import (
+    LaunchError,
+    check_data_roots,
+    find_framework,
+    find_tool,
+    is_config_name,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_tool(tool, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / f'{tool}.py', *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+@pytest.mark.parametrize('framework', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_installed_tools_are_found(framework, tool):
+    path = find_tool(framework, tool)
+    assert path.name == f'{tool}.py'
+    assert framework in path.parts
+
+
+def test_framework_of_a_config():
+    assert find_framework(Config(dict(default_scope='mmdet'))) == 'mmdet'
+    with pytest.raises(LaunchError, match="default_scope 'mmpose'; set it to 'mmseg'"):
+        find_framework(Config(dict(default_scope='mmpose')))
+
+
+def test_framework_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr('pelk_mm.engine.launch.find_spec', lambda _: None)
+    with pytest.raises(LaunchError, match='mmdet is not installed; `pip install'):
+        find_tool('mmdet', 'train')
+
+
+@pytest.mark.parametrize(
+    ('argument', 'expected'),
+    [('a/b.py', True), ('a.yaml', True), ('work.dir', False), ('x=b.py', False)],
+)
+def test_config_name(argument, expected):
+    assert is_config_name(argument) is expected
+
+
+def test_data_roots_are_found_inside_dataset_wrappers(tmp_path):
+    cfg = Config(
+        dict(
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset',
+                    dataset=dict(
+                        type='ConcatDataset',
+                        datasets=[
+                            dict(data_root=str(tmp_path)),
+                            dict(data_root=str(tmp_path / 'gone')),
+                        ],
+                    ),
+                )
+            )
+        )
+    )
+    with pytest.raises(LaunchError, match=r'gone.*train_dataloader does not exist'):
+        check_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
+    (tmp_path / 'gone').mkdir()
+    check_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
+
+
+@pytest.mark.parametrize(
+    ('tool', 'config', 'message'),
+    [
+        ('train', 'gone.py', 'config gone.py does not exist'),
+        ('train', 'neither.py', 'default_scope None; set it to'),
+        ('test', 'no_data.py', "data_root 'nowhere' of test_dataloader does not exist"),
+    ],
+)
+def test_bad_config_ends_in_one_line(tmp_path, tool, config, message):
+    (tmp_path / 'neither.py').write_text('model = dict(type="A")\n')
+    (tmp_path / 'no_data.py').write_text(
+        'default_scope = "mmseg"\n'
+        'test_dataloader = dict(dataset=dict(data_root="nowhere"))\n'
+    )
+    result = run_tool(tool, '--work-dir', 'out', config, 'a.pth', cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_usage_is_the_frameworks_own(tmp_path):
+    result = run_tool('train', '--help', cwd=tmp_path)
+    assert result.returncode == 0
+    assert '--auto-scale-lr' in result.stdout or '--amp' in result.stdout

@@ -1,0 +1,79 @@
+# A narrow PeLK with the real kernel sizes, UperNet, drawn scenes in ADE20K's layout:
+# minutes on two CPU cores. `make demo` trains it; tools/demo.py names the data root.
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/adamw_160k.py',
+    '../_base_/mmseg_runtime.py',
+]
+
+custom_imports = dict(imports=['pelk_mm', 'pelk_mm.demo'], allow_failed_imports=False)
+norm_cfg = dict(type='BN', requires_grad=True)
+crop_size = (128, 128)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(
+        type='PeLK',
+        arch=dict(
+            channels=[32, 64, 128, 256],
+            depths=[1, 1, 2, 1],
+            kernel_sizes=[51, 49, 47, 13],
+            central_radius=2,
+        ),
+        layer_scale_init_value=1.0,
+    ),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 256],
+        channels=64,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(avg_non_ignore=True),
+    ),
+    auxiliary_head=None,
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(
+        type='RandomResize',
+        scale=(192, 144),
+        ratio_range=(0.9, 1.5),
+        keep_ratio=True,
+    ),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+# Loading takes a few milliseconds an image, less than it costs two busy cores to
+# run a third process.
+loading = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=4, **loading, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(**loading, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='OccurringIoUMetric')
+test_evaluator = val_evaluator
+
+max_iters = 1200
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 6)
+optim_wrapper = dict(
+    optimizer=dict(lr=1.5e-3),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=max_iters
+    ),
+]
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=max_iters, max_keep_ckpts=1),
+)
+randomness = dict(seed=0)

@@ -1,0 +1,304 @@
+"""What the demonstration shows: a score table, curves and pictures."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from mmseg.evaluation import IoUMetric
+
+from .metric import OccurringIoUMetric
+
+IGNORED = 255  # what mmseg makes of ADE20K's unlabelled pixels
+
+_IGNORED_COLOUR = (255, 255, 255)
+_ZOOM = 4  # pictures are shown larger, for sharp outlines between classes
+_TEXT, _FAINT, _BLUE, _ORANGE = '#222222', '#999999', '#1f5fa8', '#c2571a'
+
+
+@dataclass
+class Scores:
+    """What mmseg's IoUMetric makes of one set of answers, in percent.
+
+    Attributes:
+        aAcc: Share of the labelled pixels that are answered rightly.
+        mIoU: Mean of `IoU` over the classes that occur in truth or answer.
+        mAcc: Mean share of each class's pixels that are answered rightly.
+        IoU: Intersection over union of each class that occurs in the truth.
+        stray: Share of the labelled pixels answered with a class that is nowhere
+            in the truth; each such class counts as 0 in mIoU.
+    """
+
+    aAcc: float  # noqa: N815 - mmseg's own names
+    mIoU: float  # noqa: N815
+    mAcc: float  # noqa: N815
+    IoU: dict[str, float]
+    stray: float
+
+    @classmethod
+    def of(cls, metric: IoUMetric) -> 'Scores':
+        """Score the answers that a metric has processed."""
+        areas = [sum(area) for area in zip(*metric.results, strict=True)]
+        _, _, answered, truth = areas
+        scores = metric.total_area_to_metrics(*areas, metrics=metric.metrics)
+        names = metric.dataset_meta['classes']
+        return cls(
+            **{
+                name: float(100 * np.nanmean(scores[key]))
+                for name, key in (('aAcc', 'aAcc'), ('mIoU', 'IoU'), ('mAcc', 'Acc'))
+            },
+            IoU={
+                names[i]: float(100 * scores['IoU'][i])
+                for i in torch.where(truth > 0)[0].tolist()
+            },
+            stray=float(100 * answered[truth == 0].sum() / answered.sum()),
+        )
+
+
+@dataclass
+class Example:
+    """One validation image with its truth and the model's answer, (H, W) each."""
+
+    path: Path
+    truth: np.ndarray
+    prediction: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Percentage of the labelled pixels that are answered rightly."""
+        labelled = self.truth != IGNORED
+        return float(100 * (self.prediction == self.truth)[labelled].mean())
+
+
+def commonest_class(annotations: Iterable[Path]) -> int:
+    """Index of the class with the most pixels in annotations of ADE20K's kind."""
+    counts = np.zeros(256, np.int64)
+    for path in annotations:
+        counts += np.bincount(cv2.imread(str(path), -1).ravel(), minlength=256)
+    return int(counts[1:].argmax())
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, dataloader: Iterable, constant: int, examples: int
+) -> tuple[Scores, Scores, list[Example]]:
+    """Score a model and a constant answer with mmseg's IoUMetric.
+
+    Args:
+        model: The segmentor.
+        dataloader: Its validation images.
+        constant: Index of the class that the constant answer gives everywhere.
+        examples: How many of the images to return, the first ones.
+
+    Returns:
+        The model's scores, the constant answer's, and the first images.
+    """
+    model.eval()
+    metrics = [OccurringIoUMetric(), OccurringIoUMetric()]
+    for metric in metrics:
+        metric.dataset_meta = dataloader.dataset.metainfo
+    shown = []
+    for batch in dataloader:
+        samples = [sample.to_dict() for sample in model.val_step(batch)]
+        metrics[0].process(batch, samples)
+        for sample in samples:
+            prediction = sample['pred_sem_seg']['data']
+            if len(shown) < examples:
+                truth = sample['gt_sem_seg']['data']
+                shown.append(
+                    Example(
+                        Path(sample['img_path']),
+                        truth.squeeze().cpu().numpy(),
+                        prediction.squeeze().cpu().numpy(),
+                    )
+                )
+            sample['pred_sem_seg'] = dict(data=torch.full_like(prediction, constant))
+        metrics[1].process(batch, samples)
+    return Scores.of(metrics[0]), Scores.of(metrics[1]), shown
+
+
+def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name and rename it once it is complete."""
+    unfinished = path.with_name(f'.unfinished.{path.name}')
+    try:
+        write(unfinished)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def score_table(model: Scores, constant: Scores, constant_name: str) -> str:
+    """Scores of the model beside those of a constant answer, in Markdown."""
+    header = ('', 'UperNet PeLK', f'always "{constant_name}"')
+    rows = [
+        (name, getattr(model, name), getattr(constant, name))
+        for name in ('mIoU', 'mAcc', 'aAcc')
+    ]
+    rows += [
+        (f'IoU {name}', iou, constant.IoU[name]) for name, iou in model.IoU.items()
+    ]
+    widths = [max(14, len(title)) for title in header]
+    lines = [
+        '| '
+        + ' | '.join(t.rjust(w) for t, w in zip(header, widths, strict=True))
+        + ' |',
+        f'|:{"-" * widths[0]}-|' + ''.join(f'{"-" * (w + 1)}:|' for w in widths[1:]),
+    ]
+    lines += [
+        f'| {name:{widths[0]}} | {score:{widths[1]}.2f} | {other:{widths[2]}.2f} |'
+        for name, score, other in rows
+    ]
+    if model.stray:
+        lines += [
+            '',
+            f'{model.stray:.2f} % of the pixels are answered with classes that occur '
+            'nowhere in the truth; each of these counts as an IoU of 0 in mIoU.',
+        ]
+    return '\n'.join(lines) + '\n'
+
+
+def write_scores(
+    folder: Path, model: Scores, constant: Scores, constant_name: str
+) -> str:
+    """Write ``scores.md`` and ``scores.json`` into a folder; returns the table."""
+    table = score_table(model, constant, constant_name)
+    text = (
+        '# Scores on the validation scenes, in percent\n\n'
+        f"{table}\nmmseg's IoUMetric; the commonest class of the training scenes is "
+        f'"{constant_name}".\n'
+    )
+    scores = {
+        'model': asdict(model),
+        'commonest_class': dict(name=constant_name, **asdict(constant)),
+    }
+    write_complete(folder / 'scores.md', lambda path: path.write_text(text))
+    write_complete(
+        folder / 'scores.json',
+        lambda path: path.write_text(json.dumps(scores, indent=2) + '\n'),
+    )
+    return table
+
+
+def draw_curves(scalars: Path, constant_miou: float, path: Path) -> None:
+    """Draw the loss and the mIoU over a training.
+
+    Args:
+        scalars: ``scalars.json`` as mmengine's LocalVisBackend writes it.
+        constant_miou: mIoU of the constant answer, for comparison.
+        path: The PNG to write.
+    """
+    records = [json.loads(line) for line in scalars.read_text().splitlines()]
+    loss = np.array([(r['step'], r['loss']) for r in records if 'loss' in r])
+    miou = np.array([(r['step'], r['mIoU']) for r in records if 'mIoU' in r])
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    figure.suptitle('Training UperNet with a narrow PeLK', color=_TEXT, fontsize=13)
+    left, right = figure.subplots(1, 2)
+    left.plot(*loss.T, color=_BLUE, linewidth=1.8)
+    left.set(title='Training loss', ylim=(0, None))
+    right.plot(*miou.T, color=_BLUE, linewidth=1.8, marker='o', label='UperNet PeLK')
+    for step, value in miou:
+        right.annotate(
+            f'{value:.1f}',
+            (step, value),
+            (0, 7),
+            textcoords='offset points',
+            ha='center',
+            color=_TEXT,
+            fontsize=9,
+        )
+    right.axhline(
+        constant_miou, color=_ORANGE, linestyle='--', label='commonest class everywhere'
+    )
+    right.set(title='Validation mIoU (%)', ylim=(0, 100))
+    right.legend(frameon=False, loc='best')
+    for axes in (left, right):
+        axes.set_xlabel('iteration')
+        axes.set_xlim(0, 1.04 * max(loss[-1, 0], miou[-1, 0]))
+        axes.grid(color='#e6e6e6')
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.spines[['left', 'bottom']].set_color(_FAINT)
+        axes.tick_params(colors=_TEXT)
+    _save(figure, path)
+
+
+def draw_example(
+    example: Example,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    path: Path,
+) -> None:
+    """Draw an image, its truth and the model's answer side by side.
+
+    Args:
+        example: The image.
+        classes: Name of each class.
+        palette: Colour of each class, red, green, blue.
+        path: The PNG to write.
+    """
+    image = cv2.cvtColor(cv2.imread(str(example.path)), cv2.COLOR_BGR2RGB)
+    panels = (
+        (f'Input: {example.path.name}', _enlarge(image, cv2.INTER_CUBIC)),
+        ('Truth', _paint(example.truth, palette)),
+        (
+            f'Prediction: {example.accuracy:.1f} % right',
+            _paint(example.prediction, palette),
+        ),
+    )
+    figure = Figure(figsize=(12, 4), layout='constrained')
+    for axes, (title, pixels) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(pixels)
+        axes.set_title(title, color=_TEXT, fontsize=13)
+        axes.axis('off')
+    shown = np.union1d(example.truth, example.prediction)
+    rows = -(-len(shown) // 9)
+    figure.legend(
+        handles=[
+            Patch(
+                facecolor=_colour(i, palette),
+                edgecolor=_TEXT,
+                linewidth=0.6,
+                label=name,
+            )
+            for i in shown.tolist()
+            for name in ['unlabelled' if i == IGNORED else classes[i]]
+        ],
+        loc='outside lower center',
+        ncols=-(-len(shown) // rows),
+        frameon=False,
+        fontsize=11,
+        labelcolor=_TEXT,
+    )
+    _save(figure, path)
+
+
+def _enlarge(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+    return cv2.resize(pixels, None, fx=_ZOOM, fy=_ZOOM, interpolation=interpolation)
+
+
+def _colour(index: int, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.divide(_IGNORED_COLOUR if index == IGNORED else palette[index], 255)
+
+
+def _paint(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colour a label map; thin outlines part classes of similar colours."""
+    labels = _enlarge(labels.astype(np.uint8), cv2.INTER_NEAREST)
+    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+    colours[: len(palette)] = palette
+    pixels = colours[labels]
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    pixels[edge] = 40
+    return pixels
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    write_complete(path, lambda name: figure.savefig(name, dpi=110, format='png'))

@@ -1,0 +1,160 @@
+"""The demonstration from end to end: draw scenes, train, score, report."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from .report import (
+    commonest_class,
+    draw_curves,
+    draw_example,
+    evaluate,
+    write_complete,
+    write_scores,
+)
+from .scenes import write_dataset
+
+MARK = 'demo.json'  # tells a folder of ours from other people's
+DATA = 'data/ADEChallengeData2016'
+EXAMPLES = 6
+COUNTS = dict(training=480, validation=60)
+
+
+def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
+    """Make a folder the demonstration's own, without an earlier one's results.
+
+    Args:
+        folder: The folder; it is made if there is none.
+        settings: What to note in it about this demonstration.
+
+    Raises:
+        FileExistsError: If it is a file or holds other things than a demonstration.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'{folder} is a file; name a folder with --out')
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise FileExistsError(
+            f'{folder} holds files that are not from a demonstration (it has no '
+            f'{MARK}); name a new or an empty folder with --out'
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_complete(
+        folder / MARK,
+        lambda path: path.write_text(json.dumps(dict(settings), indent=2) + '\n'),
+    )
+    shutil.rmtree(folder / 'training', ignore_errors=True)
+    for name in ('scores.*', 'curves.png', 'example_*.png'):
+        for old in folder.glob(name):
+            old.unlink()
+
+
+def make_config(config: Path, folder: Path, seed: int, iters: int | None) -> Config:
+    """Load the demonstration's config and fit it to a folder and a length.
+
+    Args:
+        config: The config file.
+        folder: The demonstration's folder.
+        seed: Seed of the training.
+        iters: Number of iterations, 2 or more, or None for the config's own.
+    """
+    cfg = Config.fromfile(config)
+    cfg.work_dir = str(folder / 'training')
+    cfg.randomness = dict(seed=seed)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(folder / DATA)
+    if iters is not None:
+        warmup, decay = cfg.param_scheduler
+        warmup.end = decay.begin = min(warmup.end, iters // 2)
+        decay.end = cfg.train_cfg.max_iters = iters
+        cfg.train_cfg.val_interval = max(1, iters // 6)
+        cfg.default_hooks.checkpoint.interval = iters
+        cfg.default_hooks.logger.interval = max(
+            1, min(cfg.default_hooks.logger.interval, iters // 10)
+        )
+    return cfg
+
+
+def run_demo(
+    config: Path,
+    folder: Path,
+    seed: int = 0,
+    iters: int | None = None,
+    counts: Mapping[str, int] = COUNTS,
+) -> str:
+    """Run the demonstration and leave everything in one folder.
+
+    Args:
+        config: Its config file.
+        folder: Where the scenes, the training and the report go.
+        seed: Seed of the scenes and of the training.
+        iters: Training iterations, or None for the config's own number.
+        counts: Number of ``training`` and ``validation`` scenes.
+
+    Returns:
+        The score table.
+
+    Raises:
+        FileExistsError: If the folder is a file or holds other things than a
+            demonstration.
+    """
+    start = time.monotonic()
+    cfg = make_config(config, folder, seed, iters)
+    iters = cfg.train_cfg.max_iters
+    claim_folder(folder, dict(seed=seed, iterations=iters, scenes=dict(counts)))
+
+    total = sum(counts.values())
+    _announce(start, f'1/4 Drawing {total} scenes into {folder / DATA}')
+    write_dataset(folder / DATA, seed, dict(counts), progress=_show_progress)
+
+    _announce(start, f'2/4 Training UperNet with a narrow PeLK, {iters} iterations')
+    # Tensors this small gain nothing from more threads.
+    torch.set_num_threads(min(4, torch.get_num_threads()))
+    runner = _quiet_runner(cfg)
+    runner.train()
+
+    _announce(start, '3/4 Scoring the validation scenes')
+    data = folder / DATA
+    constant = commonest_class(sorted(data.glob('annotations/training/*.png')))
+    loader = runner.val_dataloader
+    scores, constant_scores, examples = evaluate(
+        runner.model, loader, constant, EXAMPLES
+    )
+
+    _announce(start, f'4/4 Writing the report into {folder}')
+    meta = loader.dataset.metainfo
+    table = write_scores(folder, scores, constant_scores, meta['classes'][constant])
+    scalars = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
+    draw_curves(scalars, constant_scores.mIoU, folder / 'curves.png')
+    for number, example in enumerate(examples, 1):
+        path = folder / f'example_{number}.png'
+        draw_example(example, meta['classes'], meta['palette'], path)
+    print(f'\n{table}')
+    _announce(start, f'Done: scores.md, curves.png and example_*.png are in {folder}')
+    return table
+
+
+def _quiet_runner(cfg: Config) -> Runner:
+    """Build the runner without its dump of environment, config and hooks."""
+    level = cfg.log_level
+    cfg.log_level = 'WARNING'
+    runner = Runner.from_cfg(cfg)
+    runner.logger.setLevel(level)
+    for handler in runner.logger.handlers:
+        handler.setLevel(level)
+    return runner
+
+
+def _announce(start: float, message: str) -> None:
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    print(f'[{minutes}:{seconds:02d}] {message}', flush=True)
+
+
+def _show_progress(done: int, total: int) -> None:
+    if done == total or done % -(-total // 5) == 0:
+        print(f'  {done} of {total}', flush=True)

@@ -11,11 +11,11 @@ __version__ = '0.1.0'
 _missing = [name for name in ('mmengine', 'mmcv') if find_spec(name) is None]
 if _missing:
     raise ImportError(
-        f'pelk_mm needs {" and ".join(_missing)}; install the OpenMMLab packages with '
-        '`pip install --no-build-isolation "pelk_mm[openmmlab]"` or their maintained '
-        'forks with `pip install --no-build-isolation "pelk_mm[onedl]"`'
+        f'pelk_mm needs {" and ".join(_missing)}: run `pip install "setuptools<81" '
+        'wheel ninja psutil && pip install --no-build-isolation "pelk_mm[openmmlab]"`, '
+        'or the same with [onedl] for the maintained forks'
     )
 
-from . import backbones, engine  # noqa: E402
+from . import backbones, engine, sparsity  # noqa: E402
 
-__all__ = ['__version__', 'backbones', 'engine']
+__all__ = ['__version__', 'backbones', 'engine', 'sparsity']

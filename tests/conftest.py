@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 
@@ -19,3 +20,24 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f'no reference data: {SHARED} does not exist')
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def randomise():
+    """Function that draws a module's norms and scales at random, as training would."""
+
+    @torch.no_grad()
+    def draw(module):
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.running_mean.normal_(0, 0.3)
+                part.running_var.uniform_(0.5, 1.5)
+            if isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
+                part.weight.uniform_(0.5, 1.5)
+                part.bias.normal_(0, 0.2)
+        for name, parameter in module.named_parameters():
+            if name.endswith('gamma'):
+                parameter.uniform_(0.1, 1)
+        return module
+
+    return draw

@@ -80,6 +80,23 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
+#: Parts of whole models beside the backbone. mmdet renamed the predictors of FCOS;
+#: everything else has kept its name since mmseg 0.x and mmdet 2.x.
+_HEAD_RULES: tuple[Rule, ...] = (
+    ('bbox_head.fcos_{predictor}.{rest}', 'bbox_head.conv_{predictor}.{rest}'),
+    *(
+        (f'{part}.{{rest}}', f'{part}.{{rest}}')
+        for part in (
+            'neck',
+            'decode_head',
+            'auxiliary_head',
+            'rpn_head',
+            'roi_head',
+            'bbox_head',
+        )
+    ),
+)
+
 #: Released names without a counterpart, and why they have none.
 _DROPPED: tuple[tuple[str, str], ...] = (
     ('norm.{rest}', "the classifier's norm, which a feature pyramid does not have"),
@@ -92,12 +109,20 @@ _FAMILY_MARKS: dict[str, tuple[str, ...]] = {
     'replknet': ('stem.{layer}.conv.{rest}', 'transitions.{stage}.{rest}'),
 }
 
+#: Names of ours by which to tell the families; the first that matches decides.
+_OUR_MARKS: dict[str, tuple[str, ...]] = {
+    'pelk': ('stages.{stage}.position_embedding',),
+    'replknet': ('downsample_layers.0.{layer}.conv.{rest}',),
+    'slak': (f'{_OUR_BLOCK}mixer.{{rest}}',),
+}
+
 _FIELDS = {
     'stage': r'\d+',
     'block': r'\d+',
     'layer': r'\d+',
     'even': r'\d*[02468]',
     'odd': r'\d*[13579]',
+    'predictor': 'cls|reg|centerness',
     'rest': r'.+',
 }
 
@@ -134,10 +159,15 @@ def rules_for(family: str) -> tuple[Rule, ...]:
     return _RULES[family]
 
 
-def detect_family(names: Iterable[str]) -> str | None:
-    """Family whose released models use such parameter names; None if no one's."""
+def detect_family(names: Iterable[str], ours: bool = False) -> str | None:
+    """Family whose models use such parameter names; None if no one's.
+
+    Args:
+        names: Parameter names without prefixes.
+        ours: Whether to look for this package's names instead of the released.
+    """
     names = list(names)
-    for family, marks in _FAMILY_MARKS.items():
+    for family, marks in (_OUR_MARKS if ours else _FAMILY_MARKS).items():
         if any(_pattern(mark).fullmatch(name) for name in names for mark in marks):
             return family
     return None
@@ -152,8 +182,27 @@ def rename(name: str, family: str, to_released: bool = False) -> str | None:
     Raises:
         ValueError: If there are no released models of that family.
     """
-    for released, ours in rules_for(family):
-        source, target = (ours, released) if to_released else (released, ours)
+    rules = rules_for(family)
+    return _translate(
+        name, ((ours, theirs) for theirs, ours in rules) if to_released else rules
+    )
+
+
+def rename_head(name: str) -> str | None:
+    """Translate a name outside the backbone to that of mmseg 1.x and mmdet 3.x.
+
+    Args:
+        name: Its name in a whole model of mmseg 0.x or mmdet 2.x.
+
+    Returns:
+        The new name, or None if it belongs to no head or neck.
+    """
+    return _translate(name, _HEAD_RULES)
+
+
+def _translate(name: str, rules: Iterable[Rule]) -> str | None:
+    """The name that the first matching (source, target) template gives."""
+    for source, target in rules:
         match = _pattern(source).fullmatch(name)
         if match:
             return target.format(**match.groupdict())

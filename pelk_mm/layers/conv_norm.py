@@ -140,9 +140,9 @@ def _affine(norm: nn.Module, ones: Tensor) -> tuple[Tensor, Tensor]:
             'BatchNorm can'
         )
     scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
     offset = -norm.running_mean.double() * scale
-    if norm.affine:
+    if norm.bias is not None:
         offset = offset + norm.bias.detach().double()
     return scale, offset

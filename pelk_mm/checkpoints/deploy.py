@@ -1,0 +1,207 @@
+"""A trained segmenter or detector with its backbone in the deployment form."""
+
+import os
+import pickle
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from pelk_mm.backbones import LargeKernelBackbone
+from pelk_mm.engine import load_weights_only
+
+#: Side of the random image on which the two forms are compared.
+PROBE_SIZE = 128
+#: Entry of a result's ``meta`` that tells it from a checkpoint in training form.
+DEPLOYED = 'backbone_deployed'
+#: Largest difference between the two forms, relative to a map's largest value.
+TOLERANCE = 1e-4
+
+
+class DeployError(ValueError):
+    """A config or checkpoint that no deployment form can be made of."""
+
+
+class DeployReport(NamedTuple):
+    """What became of a backbone.
+
+    Attributes:
+        backbone: Its type.
+        folded: How many modules of each type are gone.
+        parameters: Parameters before and after.
+        difference: Largest difference of a feature map on a random image, relative
+            to the map's largest value.
+    """
+
+    backbone: str
+    folded: dict[str, int]
+    parameters: tuple[int, int]
+    difference: float
+
+
+def deploy_checkpoint(
+    config: str | Path, checkpoint: str | Path, out: str | Path, force: bool = False
+) -> DeployReport:
+    """Write the checkpoint of a model whose backbone is in its deployment form.
+
+    The result loads into the same config with ``model.backbone.deploy=True``. It
+    appears under its name only when it is complete.
+
+    Args:
+        config: Config file of the whole model.
+        checkpoint: Its checkpoint, in the training form.
+        out: Path of the result; its folder must exist.
+        force: Whether to replace an existing file.
+
+    Raises:
+        DeployError: If the config, the checkpoint or the path of the result does not
+            serve; nothing is written then.
+    """
+    out = Path(out)
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise DeployError(f'{out} is no file in an existing folder; choose another OUT')
+    if out.exists() and not force:
+        raise DeployError(f'{out} exists; choose another name or give --force')
+    cfg, model = _build(Path(config))
+    content = _load(checkpoint)
+    _fill(model, content['state_dict'], checkpoint)
+    backbone = model.backbone
+    report = _switch(backbone)
+    cfg.model.backbone.deploy = True
+    meta = {**content.get('meta', {}), 'cfg': cfg.pretty_text, DEPLOYED: True}
+    _write({'meta': meta, 'state_dict': model.state_dict()}, out)
+    return report
+
+
+def _build(path: Path) -> tuple[Config, nn.Module]:
+    """The config and its model, whose backbone is one of ours and in training form."""
+    if not path.is_file():
+        raise DeployError(f'config {path} does not exist')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # whatever the code of a config raises
+        raise DeployError(f'config {path} cannot be read: {error}') from error
+    if not isinstance(cfg.get('model'), dict) or 'backbone' not in cfg.model:
+        raise DeployError(f'config {path} has no model with a backbone')
+    if cfg.model.backbone.get('deploy'):
+        raise DeployError(
+            f'config {path} has backbone.deploy=True, so its backbone is in its '
+            'deployment form already; give the config that the model was trained with'
+        )
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # on losses, which are of no use here
+            model = MODELS.build(cfg.model)
+    except Exception as error:  # whatever the constructors of its parts raise
+        raise DeployError(
+            f'the model of config {path} cannot be built: {error}'
+        ) from error
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, LargeKernelBackbone):
+        raise DeployError(
+            f'the backbone of config {path} is {type(backbone).__name__}, which '
+            'has no deployment form; PeLK, SLaK and RepLKNet have one'
+        )
+    return cfg, model.eval()
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    """The checkpoint's content, with a state dict in it."""
+    try:
+        content = load_weights_only(path, map_location='cpu')
+    except FileNotFoundError as error:
+        raise DeployError(str(error)) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if 'could run code' in str(error):  # said of its types by load_weights_only
+            raise DeployError(str(error)) from error
+        raise DeployError(
+            f'checkpoint {path} is damaged or no checkpoint; fetch or save it again'
+        ) from error
+    if not isinstance(content, dict):
+        raise DeployError(
+            f'checkpoint {path} holds a {type(content).__name__}, not a state dict'
+        )
+    if 'state_dict' not in content:
+        content = {'state_dict': content}
+    if content.get('meta', {}).get(DEPLOYED):
+        raise DeployError(
+            f'checkpoint {path} is in its deployment form already; nothing to do'
+        )
+    return content
+
+
+def _fill(
+    model: nn.Module, state_dict: dict[str, Tensor], checkpoint: str | Path
+) -> None:
+    """Load a state dict that must have exactly the model's names and shapes."""
+    own = model.state_dict()
+    problems = {
+        'lacks': sorted(set(own) - set(state_dict)),
+        'has beside the model': sorted(set(state_dict) - set(own)),
+        'has in another shape': sorted(
+            name
+            for name in set(own) & set(state_dict)
+            if getattr(state_dict[name], 'shape', None) != own[name].shape
+        ),
+    }
+    for what, names in problems.items():
+        if names:
+            shown = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
+            raise DeployError(
+                f'checkpoint {checkpoint} does not fit the config: it {what} '
+                f'{len(names)} tensors ({shown}); give the config that it was '
+                'trained with'
+            )
+    model.load_state_dict(state_dict)
+
+
+def _switch(backbone: LargeKernelBackbone) -> DeployReport:
+    """Bring a backbone into its deployment form and compare the two on an image."""
+    channels = next(backbone.downsample_layers.parameters()).shape[1]
+    image = torch.randn(
+        1, channels, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0)
+    )
+    kinds = Counter(type(module).__name__ for module in backbone.modules())
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    with torch.no_grad():
+        before = backbone(image)
+        try:
+            backbone.switch_to_deploy()
+        except RuntimeError as error:
+            raise DeployError(str(error)) from error
+        after = backbone(image)
+    difference = max(
+        ((a - b).abs().max() / a.abs().max()).item()
+        for a, b in zip(before, after, strict=True)
+    )
+    if not difference <= TOLERANCE:
+        raise DeployError(
+            f'the two forms differ by {difference:.1e} on a random image, more than '
+            f'{TOLERANCE:.0e}; the checkpoint may hold NaN or vanishing BatchNorm '
+            'variances'
+        )
+    kinds.subtract(type(module).__name__ for module in backbone.modules())
+    return DeployReport(
+        type(backbone).__name__,
+        {kind: count for kind, count in sorted(kinds.items()) if count > 0},
+        (size, sum(parameter.numel() for parameter in backbone.parameters())),
+        difference,
+    )
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """Save under a temporary name beside the result, then rename."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        raise DeployError(f'{path} cannot be written: {error}') from error
+    finally:
+        temporary.unlink(missing_ok=True)

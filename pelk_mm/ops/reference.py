@@ -60,7 +60,7 @@ def box_sum(kernel: Tensor, sharing_grid: Sequence[int]) -> Tensor:
     """
     cells = kernel.new_zeros(len(sharing_grid), sum(sharing_grid))
     index = torch.arange(len(sharing_grid), device=kernel.device).repeat_interleave(
-        torch.tensor(sharing_grid, device=kernel.device)
+        torch.tensor(sharing_grid, device=kernel.device), output_size=sum(sharing_grid)
     )
     cells.scatter_(0, index.unsqueeze(0), 1)
     return cells @ kernel @ cells.mT

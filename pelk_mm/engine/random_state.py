@@ -29,8 +29,9 @@ def seed_everything(seed: int) -> None:
 def random_state_kept() -> Iterator[None]:
     """Give all generators back their state afterwards."""
     states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(states[0])

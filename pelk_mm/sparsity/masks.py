@@ -1,0 +1,232 @@
+"""Which weights of a model are active, and keeping the others at zero."""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+#: A layer of this density or more is not worth masking and leaves the sparse set.
+DENSE = 0.99
+
+#: What a grown weight starts from: too small to change any output, but not zero, so
+#: that the zeros of a model are its mask at any moment, even where a tap of a large
+#: kernel reaches beyond small maps and never gets a gradient.
+GROWN = 1e-20
+
+#: Size along an axis from which a depthwise kernel counts as large.
+LARGE_KERNEL = 7
+
+
+def select_parameters(
+    model: nn.Module,
+    patterns: Sequence[str] = (r'^backbone\.',),
+    large_kernels_only: bool = False,
+) -> dict[str, nn.Parameter]:
+    """Choose the parameters that may become sparse.
+
+    Args:
+        model: A segmenter, a detector or a part of one.
+        patterns: Regular expressions; a parameter is chosen if one of them is found
+            in its name.
+        large_kernels_only: Whether to choose depthwise kernels of 7 or more along an
+            axis alone.
+
+    Returns:
+        The trainable 2-D and 4-D parameters by name, in the model's order.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    chosen = {
+        name: param
+        for name, param in model.named_parameters()
+        if param.ndim in (2, 4)
+        and param.requires_grad
+        and any(re.search(pattern, name) for pattern in patterns)
+        and (not large_kernels_only or _is_large_kernel(param))
+    }
+    if not chosen:
+        parts = ', '.join(name for name, _ in model.named_children())
+        raise ValueError(
+            f'no trainable {"large kernel" if large_kernels_only else "weight"} of '
+            f'{type(model).__name__} (parts: {parts}) matches patterns '
+            f'{list(patterns)}; give patterns that match, or turn sparsity off'
+        )
+    return chosen
+
+
+def _is_large_kernel(param: Tensor) -> bool:
+    return (
+        param.ndim == 4
+        and param.shape[1] == 1
+        and max(param.shape[-2:]) >= LARGE_KERNEL
+    )
+
+
+def pack(masks: Mapping[str, Tensor]) -> Tensor:
+    """Masks as one 1-D tensor of 0 and 1 in uint8, for communication."""
+    return torch.cat([mask.flatten().to(torch.uint8) for mask in masks.values()])
+
+
+def unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `pack`; names and shapes are those of ``like``."""
+    parts = packed.split([mask.numel() for mask in like.values()])
+    return {
+        name: part.view_as(mask)
+        for (name, mask), part in zip(like.items(), parts, strict=True)
+    }
+
+
+class SparsityMasks:
+    """Masks over parameters; the parameters' values stay where they are.
+
+    Args:
+        params: The chosen parameters by name.
+        masks: For each of them a tensor of its shape, True (or not zero) where the
+            weight is active. Parameters of density 0.99 or more get no mask.
+
+    Raises:
+        ValueError: If names or shapes of the two differ, or a mask is empty.
+    """
+
+    def __init__(
+        self, params: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
+    ) -> None:
+        self.params: dict[str, nn.Parameter] = {}
+        self.dense: dict[str, nn.Parameter] = {}
+        #: Of the parameters' dtype: their product is far faster than with booleans.
+        self.masks: dict[str, Tensor] = {}
+        if list(params) != list(masks):
+            differing = sorted(set(params) ^ set(masks)) or 'their order'
+            raise ValueError(
+                f'the masks are not those of the chosen weights: {differing} differ'
+            )
+        for name, param in params.items():
+            if param.shape != masks[name].shape:
+                raise ValueError(
+                    f'the mask of {name} has shape {tuple(masks[name].shape)}, its '
+                    f'weight {tuple(param.shape)}'
+                )
+            active = int(masks[name].count_nonzero())
+            if active == 0:
+                raise ValueError(f'the mask of {name} leaves no weight active')
+            if active >= DENSE * param.numel():
+                self.dense[name] = param
+            else:
+                self.params[name] = param
+                self.masks[name] = masks[name].to(param)
+
+    @property
+    def total(self) -> int:
+        """Weights of all chosen parameters, those without a mask included."""
+        return sum(p.numel() for p in (*self.params.values(), *self.dense.values()))
+
+    @property
+    def active(self) -> int:
+        """How many of them are active."""
+        return sum(int(m.count_nonzero()) for m in self.masks.values()) + sum(
+            p.numel() for p in self.dense.values()
+        )
+
+    @property
+    def density(self) -> float:
+        """Active weights over all, in (0, 1]."""
+        return self.active / self.total
+
+    def layer_densities(self) -> dict[str, float]:
+        """Density of every parameter that has a mask."""
+        return {
+            name: int(mask.count_nonzero()) / mask.numel()
+            for name, mask in self.masks.items()
+        }
+
+    @torch.no_grad()
+    def apply(self, optimizer: Optimizer | None = None) -> None:
+        """Set inactive weights to zero, and what an optimiser remembers of them.
+
+        Args:
+            optimizer: Momentum, both moments of Adam and anything else it keeps in
+                a weight's shape are masked as the weight is.
+        """
+        for name, param in self.params.items():
+            mask = self.masks[name]
+            param.mul_(mask)
+            if optimizer is not None and param in optimizer.state:
+                for value in optimizer.state[param].values():
+                    if torch.is_tensor(value) and value.shape == param.shape:
+                        value.mul_(mask)
+
+    @torch.no_grad()
+    def apply_to(self, model: nn.Module) -> None:
+        """Mask the parameters of the same names in a copy of the model."""
+        copies = dict(model.named_parameters())
+        for name, mask in self.masks.items():
+            copies[name].mul_(mask.to(copies[name]))
+
+    @torch.no_grad()
+    def wake(self) -> None:
+        """Give active weights that are exactly zero their starting value."""
+        for name, param in self.params.items():
+            param.masked_fill_((param == 0) & self.masks[name].bool(), GROWN)
+
+    @torch.no_grad()
+    def replace(
+        self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None
+    ) -> int:
+        """Move to new masks; what is newly active starts from next to nothing.
+
+        Args:
+            masks: For each parameter that has a mask, the new one.
+            optimizer: As for `apply`.
+
+        Returns:
+            How many weights were inactive before and are active now.
+        """
+        grown = 0
+        for name, mask in self.masks.items():
+            new = masks[name].to(mask)
+            grown += int((new > mask).count_nonzero())
+            self.masks[name] = new
+        self.apply(optimizer)
+        self.wake()
+        return grown
+
+    def checksum(self) -> int:
+        """CRC-32 of the masks: equal on two processes whose masks are equal."""
+        return zlib.crc32(pack(self.masks).cpu().numpy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks as boolean tensors on the CPU, dense parameters by name."""
+        return dict(
+            masks={name: mask.bool().cpu() for name, mask in self.masks.items()},
+            dense=list(self.dense),
+        )
+
+    @classmethod
+    def from_state_dict(
+        cls, params: Mapping[str, nn.Parameter], state: Mapping[str, Any]
+    ) -> 'SparsityMasks':
+        """Restore the masks of a `state_dict`.
+
+        Raises:
+            ValueError: If they are those of other parameters.
+        """
+        masks = dict(state['masks'])
+        dense = set(state['dense'])
+        whole = {
+            name: torch.ones_like(param, dtype=torch.bool)
+            for name, param in params.items()
+            if name in dense
+        }
+        strange = sorted((set(masks) | dense) ^ set(params))
+        if strange:
+            raise ValueError(
+                f'the checkpoint has masks of other weights: {", ".join(strange)} '
+                'differ; resume with the model and the sparsity settings that it was '
+                'trained with'
+            )
+        return cls(params, {name: (masks | whole)[name] for name in params})

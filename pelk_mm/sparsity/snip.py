@@ -1,0 +1,98 @@
+"""SNIP scores from one batch of a runner's training data.
+
+Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity", ICLR
+2019.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from pelk_mm.engine.random_state import random_state_kept, seed_everything
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The segmenter or detector inside a distributed wrapper, if it is in one."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def snip_scores(
+    runner: Runner, params: Mapping[str, nn.Parameter], seed: int
+) -> dict[str, Tensor]:
+    """Connection sensitivity |weight * gradient| of the model's own training loss.
+
+    Model, gradients, running statistics, data order and random numbers are
+    afterwards as if this had not been called. Every process has to call it, since
+    layers and losses may communicate.
+
+    Args:
+        runner: A runner about to train.
+        params: The weights to score, by name.
+        seed: Chooses the batch and seeds its augmentation and the model's dropout.
+
+    Returns:
+        Scores of the weights' shapes.
+
+    Raises:
+        ValueError: If the loss is not finite.
+    """
+    model = unwrap(runner.model)
+    with random_state_kept(), _training_state_kept(model):
+        seed_everything(seed)
+        batch = _draw_batch(runner)
+        model.train()
+        # Without autocast: a score needs no speed, and float16 gradients of a whole
+        # network, unscaled, underflow.
+        data = model.data_preprocessor(batch, True)
+        loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f'the loss of the batch for SNIP is {float(loss)}; look at the data '
+                "and the weights that were loaded, or set init='erk'"
+            )
+        # Not autograd.grad: checkpointing in its reentrant form refuses that.
+        loss.backward()
+        with torch.no_grad():
+            return {
+                name: torch.zeros_like(param)
+                if param.grad is None
+                else (param * param.grad).abs()
+                for name, param in params.items()
+            }
+
+
+def _draw_batch(runner: Runner) -> Any:
+    """One batch of the training data, past the sampler.
+
+    mmengine's infinite sampler is a stream: what is taken from it here the training
+    would not see.
+    """
+    loader = runner.train_dataloader
+    size = min(loader.batch_sampler.batch_size, len(loader.dataset))
+    indices = torch.randperm(len(loader.dataset))[:size].tolist()
+    return loader.collate_fn([loader.dataset[index] for index in indices])
+
+
+@contextmanager
+def _training_state_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers, gradients and training modes back their values afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    grads = [(param, param.grad) for param in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    for param, _ in grads:
+        param.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for param, grad in grads:
+            param.grad = grad
+        for module, training in modes:
+            module.training = training

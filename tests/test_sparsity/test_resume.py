@@ -1,0 +1,92 @@
+import pytest
+import torch
+from mmengine.hooks import EMAHook, Hook
+
+from pelk_mm.engine.random_state import IterationSeedHook
+from pelk_mm.sparsity import DynamicSparsityHook
+
+ITERS = 24
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+class Record(Hook):
+    """Notes losses and masks, and dies in an iteration if told to."""
+
+    def __init__(self, sparsity, kill_at=None):
+        self.sparsity = sparsity
+        self.kill_at = kill_at
+        self.log = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.kill_at:
+            raise KilledError
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.log[runner.iter] = (
+            float(outputs['loss']),
+            self.sparsity.masks.checksum(),
+        )
+
+
+def run(make_runner, kill_at=None, **kwargs):
+    sparsity = DynamicSparsityHook(update_interval=3, **kwargs.pop('settings', {}))
+    record = Record(sparsity, kill_at)
+    hooks = [sparsity, record, IterationSeedHook(), *kwargs.pop('hooks', [])]
+    runner = make_runner(*hooks, iters=ITERS, save=4, **kwargs)
+    try:
+        runner.train()
+    except KilledError:
+        assert kill_at is not None
+    return runner, record.log
+
+
+@pytest.mark.parametrize('growth', ['random', 'gradient'])
+@pytest.mark.parametrize('ema', [False, True])
+@pytest.mark.parametrize('accumulated', [1, 2])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    make_runner, growth, ema, accumulated
+):
+    settings = dict(
+        settings=dict(growth=growth),
+        optim_wrapper=dict(accumulative_counts=accumulated),
+    )
+
+    def hooks():
+        return [EMAHook(momentum=0.1)] if ema else []
+
+    whole, expected = run(make_runner, hooks=hooks(), **settings)
+    kill_at = int(torch.randint(5, ITERS, ()))
+    _, first = run(make_runner, kill_at, hooks=hooks(), **settings)
+    # The latest checkpoint is now that of the killed run.
+    again, rest = run(make_runner, hooks=hooks(), resume=True, **settings)
+    saved = kill_at // 4 * 4
+    assert list(first) == list(range(kill_at))
+    assert list(rest) == list(range(saved, ITERS))
+    assert len({checksum for _, checksum in expected.values()}) > 3
+    assert first | rest == expected
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_resuming_what_was_trained_dense_is_refused(make_runner):
+    make_runner(iters=4, save=4).train()
+    runner = make_runner(DynamicSparsityHook(), iters=8, resume=True)
+    with pytest.raises(ValueError, match=r'without DynamicSparsityHook.*load_from'):
+        runner.train()
+
+
+def test_resuming_with_other_weights_is_refused(make_runner):
+    make_runner(DynamicSparsityHook(), iters=4, save=4).train()
+    other = DynamicSparsityHook(large_kernels_only=True)
+    with pytest.raises(ValueError, match='masks of other weights: .*differ; resume'):
+        make_runner(other, iters=8, resume=True).train()
+
+
+def test_resuming_a_later_version_is_refused(make_runner, monkeypatch):
+    make_runner(DynamicSparsityHook(), iters=4, save=4).train()
+    monkeypatch.setattr(DynamicSparsityHook, 'VERSION', 0)
+    with pytest.raises(ValueError, match='version 1, this pelk_mm reads 0'):
+        make_runner(DynamicSparsityHook(), iters=8, resume=True).train()

@@ -52,7 +52,7 @@ def snip_scores(
         loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
         if not torch.isfinite(loss):
             raise ValueError(
-                f'the loss of the batch for SNIP is {float(loss)}; look at the data '
+                f'the loss of the batch for SNIP is {loss.item()}; look at the data '
                 "and the weights that were loaded, or set init='erk'"
             )
         # Not autograd.grad: checkpointing in its reentrant form refuses that.

@@ -55,6 +55,7 @@ class Classifier(BaseModel):
         # Without zeros at initialisation every layer has a gradient from the start.
         self.backbone = PeLK(
             arch,
+            out_indices=[3],
             drop_path_rate=0.2,
             layer_scale_init_value=1.0,
             norm_cfg=dict(type='BN'),

@@ -26,7 +26,7 @@ class Record(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.log[runner.iter] = (
-            float(outputs['loss']),
+            outputs['loss'].item(),
             self.sparsity.masks.checksum(),
         )
 

@@ -151,8 +151,8 @@ class LargeKernelBackbone(BaseModule):
             The settings, a new dict.
 
         Raises:
-            ValueError: If the name is unknown, a key is missing or unknown, or
-                per-stage lists differ in length or hold no positive integers.
+            ValueError: If the name is unknown, a key is missing or unknown, or the
+                lists differ in length or hold anything but positive integers.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_settings:
@@ -161,6 +161,11 @@ class LargeKernelBackbone(BaseModule):
                     f'{", ".join(cls.arch_settings)} or give a dict'
                 )
             return dict(cls.arch_settings[arch])
+        if not isinstance(arch, dict):
+            raise ValueError(
+                f'arch {arch!r} of {cls.__name__} is neither a name nor a dict; choose '
+                f'one of {", ".join(cls.arch_settings)}'
+            )
         required = {key for key, needed in cls.arch_keys.items() if needed}
         unknown = set(arch) - set(cls.arch_keys)
         missing = required - set(arch)
@@ -303,9 +308,8 @@ class LargeKernelBackbone(BaseModule):
             return num_layers - 1, num_layers
         if part == 'downsample_layers' and stage == 0:
             return 0, num_layers
-        return self._first_layer(
-            stage
-        ) + block // self.blocks_per_layer // 3, num_layers
+        layer = self._first_layer(stage) + block // self.blocks_per_layer // 3
+        return layer, num_layers
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Like `get_layer_depth`, but the same for all blocks of a stage.
@@ -321,7 +325,15 @@ class LargeKernelBackbone(BaseModule):
         return (stage + 1 if part == 'stages' else 0), num_layers
 
     def _drop_path_rates(self, last: float) -> Iterator[float]:
-        """Rates of the layers from first to last, rising linearly from 0."""
+        """Rates of the layers from first to last, rising linearly from 0.
+
+        Raises:
+            ValueError: If the last rate is not in [0, 1).
+        """
+        if not 0 <= last < 1:
+            raise ValueError(
+                f'drop_path_rate {last} of {type(self).__name__} is not in [0, 1)'
+            )
         steps = max(sum(self.depths) - 1, 1)
         return (last * step / steps for step in range(sum(self.depths)))
 

@@ -87,8 +87,9 @@ class PeLK(ConvNeXtStyleBackbone):
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not as
-            above, a kernel size is even, or a grid does not sum to its kernel size.
+        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
+            ``drop_path_rate`` is not as above, a kernel size is even, or a grid does
+            not sum to its kernel size.
 
     Example:
         >>> model = PeLK('tiny')

@@ -61,8 +61,9 @@ class RepLKNet(LargeKernelBackbone):
             initialisation of convolutions, as in the released code.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not as
-            above, a kernel size is even, or the small kernel is the larger.
+        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
+            ``drop_path_rate`` is not as above, a kernel size is even, or the small
+            kernel is the larger.
 
     Example:
         >>> model = RepLKNet('31B')

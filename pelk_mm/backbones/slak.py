@@ -44,8 +44,9 @@ class SLaK(ConvNeXtStyleBackbone):
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not as
-            above, a kernel size is even, or the small kernel is the larger.
+        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
+            ``drop_path_rate`` is not as above, a kernel size is even, or the small
+            kernel is the larger.
 
     Example:
         >>> model = SLaK('tiny')

@@ -298,6 +298,14 @@ def test_deployment_form_trains_and_freezes(build, images):
     assert all((p.grad is None) != p.requires_grad for p in model.parameters())
 
 
+def test_deployment_form_exports(build):
+    model = build(deploy=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    program = torch.export.export(model, (images,)).module()
+    for a, b in zip(model(images), program(images), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_frozen_norms_fold_in_training_mode(build, randomise, images):
     model = randomise(build(norm_eval=True, with_cp=True)).train()
     before = model(images)
@@ -356,6 +364,18 @@ def test_bad_out_indices(build, out_indices):
 def test_unknown_arch_names_the_known_ones(build):
     with pytest.raises(ValueError, match="'huge' of .* unknown; choose one of"):
         build(arch='huge')
+
+
+@pytest.mark.parametrize('arch', [None, 3, ['tiny']])
+def test_arch_of_another_type(build, arch):
+    with pytest.raises(ValueError, match='is neither a name nor a dict; choose one of'):
+        build(arch=arch)
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_bad_drop_path_rate(build, rate):
+    with pytest.raises(ValueError, match=rf'drop_path_rate {rate} of .* not in \[0, 1'):
+        build(drop_path_rate=rate)
 
 
 def arch_of(build):

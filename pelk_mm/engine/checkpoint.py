@@ -6,7 +6,9 @@ and numpy numbers. Importing this module teaches mmengine's local and HTTP loade
 to accept exactly those types and to refuse anything else by name.
 """
 
+import json
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ def load_weights_only(
     path: str | Path,
     map_location: Any = None,
     allowed: Iterable[Any] = MMENGINE_TYPES,
+    mmap: bool = False,
 ) -> Any:
     """Load a file that ``torch.save`` wrote, executing nothing it carries.
 
@@ -72,6 +75,8 @@ def load_weights_only(
         map_location: As for ``torch.load``.
         allowed: Types accepted beside tensors and plain containers, as for
             ``torch.serialization.safe_globals``.
+        mmap: Whether to leave the tensors' memory in the file, as for
+            ``torch.load``.
 
     Returns:
         The loaded object.
@@ -86,9 +91,11 @@ def load_weights_only(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     with safe_globals(list(allowed)):
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(
+                path, map_location=map_location, weights_only=True, mmap=mmap
+            )
         except pickle.UnpicklingError as error:
-            refused = _refused_types(path)
+            refused = _refused_types(path) or re.findall(r'GLOBAL (\S+)', str(error))
             if not refused:
                 raise
             raise pickle.UnpicklingError(
@@ -106,9 +113,33 @@ def _refused_types(path: Path) -> list[str]:
         return []
 
 
+def load_safetensors(path: str | Path) -> dict[str, Any]:
+    """Load a safetensors file as a checkpoint.
+
+    Returns:
+        The tensors as ``state_dict``, on the CPU and in the file's memory, and the
+        ``meta`` that `pelk_mm.checkpoints` writes, if any.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise ImportError(
+            f'{path} is a safetensors file; `pip install safetensors` to read it'
+        ) from error
+    with safe_open(path, framework='pt', device='cpu') as file:
+        meta = (file.metadata() or {}).get('meta', '{}')
+        state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {'meta': json.loads(meta), 'state_dict': state_dict}
+
+
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a local checkpoint for mmengine; see `load_weights_only`."""
+    """Load a local checkpoint for mmengine, executing nothing it carries."""
+    if Path(filename).suffix == '.safetensors':
+        return load_safetensors(filename)
     return load_weights_only(filename, map_location)
 
 

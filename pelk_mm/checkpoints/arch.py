@@ -1,0 +1,267 @@
+"""Which backbone a state dict belongs to, by its names and shapes."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pelk_mm import backbones
+from pelk_mm.layers import make_sharing_grid
+
+from .files import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: The backbone of each family.
+BACKBONES = {'pelk': 'PeLK', 'slak': 'SLaK', 'replknet': 'RepLKNet'}
+
+
+def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
+    """Config of the backbone that tensors of these names and shapes belong to.
+
+    A few tensors decide; whether the others fit is for the caller to compare with
+    `build_backbone`.
+
+    Args:
+        shapes: Shape of each tensor by this package's name, without prefix.
+        family: ``pelk``, ``slak`` or ``replknet``.
+
+    Returns:
+        Config with ``type``, ``arch``, a name if there is one of these sizes and a
+        dict if not, and whatever else is not as by default.
+
+    Raises:
+        CheckpointError: If a tensor that decides is missing or has another rank.
+    """
+    shapes = _Shapes(shapes)
+    cfg: dict[str, Any] = dict(type=BACKBONES[family])
+    settings = {'pelk': _pelk, 'slak': _slak, 'replknet': _replknet}[family](
+        shapes, cfg
+    )
+    return cfg | dict(arch=simplify_arch(family, settings))
+
+
+def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
+    """The backbone of a config on the meta device, shapes without memory.
+
+    Raises:
+        CheckpointError: If there can be no such backbone.
+    """
+    kwargs = {key: value for key, value in cfg.items() if key != 'type'}
+    try:
+        with torch.device('meta'):
+            return getattr(backbones, cfg['type'])(**kwargs)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f'its tensors are those of no {cfg["type"]}: {str(error).splitlines()[0]}'
+        ) from error
+
+
+def stage_settings(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The ``arch`` of a backbone's config as a dict without ``width_factor``."""
+    arch = cfg['arch']
+    if isinstance(arch, str):
+        arch = getattr(backbones, cfg['type']).arch_settings[arch]
+    arch = dict(arch)
+    factor = arch.pop('width_factor', 1)
+    arch['channels'] = [int(width * factor) for width in arch['channels']]
+    return arch
+
+
+class _Shapes:
+    """Shapes by name, with questions that say what is missing."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.shapes = shapes
+        blocks: dict[int, set[int]] = {}
+        for name in shapes:
+            match = re.match(r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.', name)
+            if match:
+                blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+        #: Blocks of each stage. Numbers are counted, not trusted: one wild number
+        #: must not ask for a million blocks.
+        self.blocks = [len(blocks.get(i, ())) for i in range(len(blocks))]
+        if not self.blocks or 0 in self.blocks:
+            raise CheckpointError('its names make no row of stages with blocks')
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def stages(self) -> range:
+        return range(len(self.blocks))
+
+    def get(self, name: str, rank: int) -> tuple[int, ...]:
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) != rank or 0 in shape:
+            found = 'is missing' if shape is None else f'has shape {tuple(shape)}'
+            raise CheckpointError(f'no size can be told, since {name} {found}')
+        return tuple(shape)
+
+    def mixer(self, stage: int, branch: str, block_step: int = 1) -> tuple | None:
+        """Shape of a branch's kernel in the first block that has one, or None."""
+        for block in range(0, self.blocks[stage], block_step):
+            for end in ('conv.weight', 'weight'):
+                name = f'stages.{stage}.blocks.{block}.mixer.{branch}.{end}'
+                if name in self.shapes:
+                    return self.get(name, 4)
+        return None
+
+    def merged(self, branch: str) -> bool:
+        return any(name.endswith(f'mixer.{branch}.weight') for name in self.shapes)
+
+
+def _convnext_settings(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
+    """What PeLK and SLaK have in common."""
+    channels = [
+        shapes.get(f'downsample_layers.{i}.{min(i, 1)}.weight', 4)[0]
+        for i in shapes.stages()
+    ]
+    in_channels = shapes.get('downsample_layers.0.0.weight', 4)[1]
+    if in_channels != 3:
+        cfg['in_channels'] = in_channels
+    if 'stages.0.blocks.0.gamma' not in shapes:
+        cfg['layer_scale_init_value'] = 0
+    return dict(channels=channels, depths=shapes.blocks)
+
+
+def _required(shape: tuple | None, what: str) -> tuple[int, ...]:
+    if shape is None:
+        raise CheckpointError(f'its blocks have no {what}, as those of ConvNeXt')
+    return shape
+
+
+def _slak(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
+    settings = _convnext_settings(shapes, cfg)
+    decomposed = shapes.mixer(0, 'vertical') is not None
+    branch = 'vertical' if decomposed else 'large'
+    kernels = [
+        _required(shapes.mixer(i, branch), 'large kernel') for i in shapes.stages()
+    ]
+    settings['kernel_sizes'] = [kernel[2] for kernel in kernels]
+    if any(
+        kernel[0] != width
+        for kernel, width in zip(kernels, settings['channels'], strict=True)
+    ):
+        raise CheckpointError(
+            f'its large kernels have {[kernel[0] for kernel in kernels]} channels in '
+            f'stages of {settings["channels"]}'
+        )
+    if shapes.merged(branch):
+        cfg['small_kernel_merged'] = True
+    if decomposed:
+        settings['small_kernel'] = kernels[0][3]
+    else:
+        settings['decomposed'] = False
+        _set_small_kernel(shapes, cfg, settings)
+    return settings
+
+
+def _replknet(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
+    channels = [
+        shapes.get(f'downsample_layers.{i}.0.conv.weight', 4)[0]
+        for i in shapes.stages()
+    ]
+    kernels = [
+        _required(shapes.mixer(i, 'large', 2), 'large kernel') for i in shapes.stages()
+    ]
+    settings = dict(
+        channels=channels,
+        depths=[-(-blocks // 2) for blocks in shapes.blocks],
+        kernel_sizes=[kernel[2] for kernel in kernels],
+        dw_ratio=kernels[0][0] / channels[0],
+        ffn_ratio=shapes.get('stages.0.blocks.1.pointwise_conv1.conv.weight', 4)[0]
+        / channels[0],
+    )
+    in_channels = shapes.get('downsample_layers.0.0.conv.weight', 4)[1]
+    if in_channels != 3:
+        cfg['in_channels'] = in_channels
+    if shapes.merged('large'):
+        cfg['small_kernel_merged'] = True
+    _set_small_kernel(shapes, cfg, settings)
+    # The classifier of XL has no output norms, but every dense-prediction model of
+    # it has.
+    if 'norm0.weight' in shapes or simplify_arch('replknet', settings) == 'XL':
+        cfg['norm_intermediate_features'] = True
+    return settings
+
+
+def _set_small_kernel(
+    shapes: _Shapes, cfg: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """The dense form's small kernel, of which a merged model has no trace."""
+    if 'small_kernel_merged' not in cfg:
+        small = shapes.mixer(0, 'small')
+        settings['small_kernel'] = small[2] if small else None
+
+
+def _pelk(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
+    settings = _convnext_settings(shapes, cfg)
+    embeddings = [
+        shapes.get(f'stages.{i}.position_embedding', 3) for i in shapes.stages()
+    ]
+    settings['kernel_sizes'] = [embedding[1] for embedding in embeddings]
+    settings['central_radius'] = [
+        _central_radius(_required(shapes.mixer(i, 'large'), 'large kernel'), size)
+        for i, size in enumerate(settings['kernel_sizes'])
+    ]
+    ratio = 3 / 8
+    for embedding, width in zip(embeddings, settings['channels'], strict=True):
+        if int(width * ratio) != embedding[0]:
+            ratio = embedding[0] / width
+    settings['conv_ratio'] = ratio
+    small = shapes.mixer(0, 'small')
+    settings['small_kernel'] = small[2] if small else None
+    if 'stages.0.blocks.0.mixer.large.norm.weight' in shapes:
+        cfg['norm_cfg'] = dict(type='BN')
+    return settings
+
+
+def _central_radius(kernel: tuple[int, ...], size: int) -> int:
+    for radius in range(size // 2 + 1):
+        if size % 2 and len(make_sharing_grid(size, radius)) == kernel[2]:
+            return radius
+    raise CheckpointError(
+        f'no sharing grid of the paper makes {kernel[2]} cells of a {size} x {size} '
+        'kernel'
+    )
+
+
+#: Settings of an ``arch`` dict and what leaving them out means.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    'pelk': dict(conv_ratio=3 / 8, small_kernel=None),
+    'slak': dict(small_kernel=5, decomposed=True),
+    'replknet': dict(small_kernel=5, dw_ratio=1, ffn_ratio=4),
+}
+
+
+def simplify_arch(family: str, settings: dict[str, Any]) -> str | dict[str, Any]:
+    """Name of the architecture with these settings, or the settings less defaults.
+
+    Args:
+        family: ``pelk``, ``slak`` or ``replknet``.
+        settings: An ``arch`` dict without ``width_factor``. What it leaves out fits
+            any: a merged model does not tell its ``small_kernel``.
+    """
+    cls = getattr(backbones, BACKBONES[family])
+    defaults = _DEFAULTS[family]
+    for name in cls.arch_settings:
+        named = defaults | stage_settings(dict(type=cls.__name__, arch=name))
+        if all(_plain(settings)[key] == _plain(named)[key] for key in settings):
+            return name
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in defaults or value != defaults[key]
+    }
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that compare: lists, and a radius for each stage."""
+    plain = {
+        key: list(value) if isinstance(value, (list, tuple)) else value
+        for key, value in settings.items()
+    }
+    if isinstance(plain.get('central_radius'), int):
+        plain['central_radius'] = [plain['central_radius']] * len(plain['channels'])
+    return plain

@@ -1,0 +1,282 @@
+"""Reading files that anyone may have written, writing files that are never halves."""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pelk_mm.engine.checkpoint import (
+    MMENGINE_TYPES,
+    load_safetensors,
+    load_weights_only,
+)
+
+Item = TypeVar('Item')
+
+#: Passes items on while it shows a description and how many of a total have passed.
+Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
+
+#: What the released training scripts put into their files beside tensors; such an
+#: object only holds values, and it is dropped.
+TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
+
+#: Endings of the files that can be written.
+SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+_CHUNK = 1 << 24
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be converted; the message is a sentence that says why."""
+
+
+def untracked(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+    """Show nothing; the default of every ``track`` argument."""
+    return items
+
+
+def file_sha256(path: Path, track: Track = untracked) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        chunks = iter(lambda: file.read(_CHUNK), b'')
+        for chunk in track(chunks, 'hashing', -(-path.stat().st_size // _CHUNK)):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Load a checkpoint of any format, its tensors left in the file's memory.
+
+    Args:
+        path: A file of ``torch.save``, of either of its formats, or of safetensors.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, something else, or asks for
+            types that could run code; nothing is executed in any case.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except CheckpointError:
+        raise
+    except (ImportError, FileNotFoundError) as error:
+        raise CheckpointError(str(error)) from error
+    except pickle.UnpicklingError as error:
+        if 'could run code' in str(error):
+            raise CheckpointError(str(error)) from error
+        raise CheckpointError(_damaged(path, error)) from error
+    except Exception as error:  # whatever a parser makes of bytes that mean nothing
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f'{path} is damaged or no checkpoint ({reason}); download it again'
+
+
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        raise CheckpointError(f'{path} is a folder; give a checkpoint file')
+    if not path.exists():
+        raise CheckpointError(f'{path} does not exist')
+    with path.open('rb') as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f'{path} is empty; download it again')
+    text = head.lstrip().lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise CheckpointError(
+            f'{path} is a web page, not weights: its server answered the download '
+            'with a message; open the link in a browser and save the file it offers'
+        )
+    if text.startswith(b'version https://git-lfs'):
+        raise CheckpointError(
+            f'{path} is a Git LFS pointer, not weights; run `git lfs pull` for the file'
+        )
+    if head[8:10] == b'{"':
+        return load_safetensors(path)
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_archive(path)
+    elif head.startswith(b'PK'):
+        raise CheckpointError(
+            f'{path} is truncated: its end is missing; download it again'
+        )
+    return load_weights_only(
+        path, 'cpu', (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES), mmap=zipped
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Check what ``torch.load`` trusts: sums, and that nothing is to be inflated."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(
+                    f'{path} is a compressed archive, which torch.save does not '
+                    'write; unpack it and give the checkpoint inside'
+                )
+        broken = archive.testzip()
+    if broken is not None:
+        raise CheckpointError(
+            f'{path} is damaged: the checksum of its record {broken} is wrong; '
+            'download it again'
+        )
+
+
+def own_memory(tensor: Tensor) -> Tensor:
+    """The tensor alone in its storage, without copying where it lies in one piece.
+
+    Saving a tensor saves its whole storage, which may be that of a whole file.
+    """
+    tensor = tensor.detach().contiguous()
+    storage, size = tensor.untyped_storage(), tensor.nbytes
+    if storage.nbytes() == size:
+        return tensor
+    start = tensor.storage_offset() * tensor.element_size()
+    return torch.empty(0, dtype=tensor.dtype).set_(
+        storage[start : start + size], 0, tensor.shape, tensor.stride()
+    )
+
+
+def check_destination(path: Path, force: bool) -> None:
+    """Raise a `CheckpointError` unless a file may be written there.
+
+    Args:
+        path: Path of the file to write.
+        force: Whether it may replace a file.
+    """
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(
+            f'{path} has none of the endings {", ".join(SUFFIXES)}, which choose the '
+            'format; choose one'
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise CheckpointError(
+            f'{path} is no file in an existing folder; choose another destination'
+        )
+    if path.exists() and not force:
+        raise CheckpointError(
+            f'{path} exists and is kept; choose another name or give --force'
+        )
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Let a file appear under its name only when it is complete.
+
+    Yields:
+        A temporary path in the same folder. It is renamed when the block ends and
+        deleted if the block raises; a process killed at any moment leaves under the
+        final name either what was there before or all of the new file.
+
+    Raises:
+        CheckpointError: If the folder cannot be written to.
+    """
+    try:
+        number, name = mkstemp(dir=path.absolute().parent, prefix=f'.{path.name}.')
+        os.close(number)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be written: {error}') from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are the owner's alone
+        with temporary.open('rb') as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f'{path} cannot be written: {error}') from error
+        raise
+
+
+def write_checkpoint(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    meta: Mapping[str, Any] | None,
+    key: str | None = 'state_dict',
+    track: Track = untracked,
+) -> None:
+    """Write a checkpoint, read it back, and only then give it its name.
+
+    Args:
+        path: Path of the file; its ending chooses the format.
+        state_dict: The tensors.
+        meta: What is known of them, plain containers, numbers and strings; None for
+            a file that shall hold nothing else.
+        key: Under what the tensors stand in a ``torch.save`` file; None for bare ones.
+        track: Shows progress.
+
+    Raises:
+        CheckpointError: If it cannot be written or does not read back as it is.
+    """
+    state_dict = {name: own_memory(tensor) for name, tensor in state_dict.items()}
+    safetensors = path.suffix == '.safetensors'
+    with write_atomically(path) as temporary:
+        if safetensors:
+            _save_safetensors(state_dict, meta, temporary)
+        else:
+            content = state_dict if key is None else {key: state_dict}
+            if meta is not None:
+                content = {'meta': dict(meta), **content}
+            try:
+                # Given a path, torch would write its temporary name into the file.
+                with temporary.open('wb') as file:
+                    torch.save(content, file)
+            except RuntimeError as error:  # torch's own words for a full disk
+                raise OSError(str(error).splitlines()[0]) from error
+        written = read_checkpoint(temporary)
+        if safetensors:
+            written = written['state_dict']
+        elif key is not None:
+            written = written[key]
+        if set(written) != set(state_dict):
+            raise CheckpointError(f'{path} reads back with other tensors; try again')
+        for name, tensor in track(state_dict.items(), 'verifying', len(state_dict)):
+            if not _same_bits(tensor, written[name]):
+                raise CheckpointError(f'{path} reads back wrongly at {name}; try again')
+
+
+def _save_safetensors(
+    state_dict: dict[str, Tensor], meta: Mapping[str, Any] | None, path: Path
+) -> None:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise CheckpointError(
+            'safetensors is not installed; `pip install safetensors` or choose a '
+            'destination ending in .pth'
+        ) from error
+    metadata = {'format': 'pt'}
+    if meta is not None:
+        metadata['meta'] = json.dumps(meta)
+    try:
+        save_file(state_dict, path, metadata)
+    except SafetensorError as error:  # its own words for a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(
+            a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
+        )
+    )

@@ -1,0 +1,239 @@
+"""PeLK started from the weights of a SLaK or a RepLKNet.
+
+No PeLK weights were ever released. SLaK has PeLK's widths and depths by design and
+differs in the token mixer alone, so everything else is copied and the mixer's kernels
+are projected on the sharing grid.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelk_mm.backbones import PeLK
+from pelk_mm.layers import add_centred, fold_norm
+from pelk_mm.ops import box_sum, expand_kernel
+
+from .arch import build_backbone, simplify_arch, stage_settings
+from .files import CheckpointError
+
+#: Radius of the fine-grained centre that the paper's plain variants have.
+CENTRAL_RADIUS = 2
+
+#: Names that make up a tensor, and the tensor.
+Taken = dict[str, tuple[list[str], Tensor]]
+
+
+class WarmStart(NamedTuple):
+    """Where a PeLK starts from.
+
+    Attributes:
+        backbone: Its config.
+        tensors: Its weights by name.
+        origins: For each of them the source's tensors that it was made of.
+        initial: Names of what keeps its initial value.
+        errors: ``|w - projected w| / |w|`` over the kernels of each stage.
+    """
+
+    backbone: dict[str, Any]
+    tensors: dict[str, Tensor]
+    origins: dict[str, list[str]]
+    initial: list[str]
+    errors: list[float]
+
+
+def project_kernel(
+    kernel: Tensor, sharing_grid: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Least-squares projection of dense kernels on a sharing grid.
+
+    The parameter nearest to a rectangle's values is their mean. A kernel smaller than
+    the grid's is taken as zero around its edge, of a larger one the centre.
+
+    Args:
+        kernel: Kernels of shape (..., k, k), k odd.
+        sharing_grid: Cell sizes along either axis, K in sum.
+
+    Returns:
+        Parameters of shape (..., k', k'), and the squared error summed over all
+        kernels, what a larger one loses at its edge included.
+    """
+    edge = (sum(sharing_grid) - kernel.shape[-1]) // 2
+    fitted = F.pad(kernel, (edge,) * 4)  # a negative edge crops
+    cells = torch.tensor(sharing_grid, dtype=kernel.dtype)
+    parameters = box_sum(fitted, sharing_grid) / cells.outer(cells)
+    error = (fitted - expand_kernel(parameters, sharing_grid)).square().sum()
+    lost = kernel.square().sum() - fitted.square().sum()
+    return parameters, error + lost.clamp(min=0)
+
+
+def start_pelk(
+    tensors: Mapping[str, Tensor], backbone: dict[str, Any], arch: str = ''
+) -> WarmStart:
+    """Make the weights of a PeLK of those of a SLaK or RepLKNet.
+
+    From SLaK all but the token mixers is copied. From RepLKNet, whose blocks differ,
+    come the kernels and the FFNs' pointwise layers with the BatchNorms behind them
+    folded; scale and shift of the BatchNorm before them go into the LayerNorm, and
+    the layer scale is 1. In either case the mixer's branches are folded, summed to
+    one dense kernel and projected on the grid for the channels that PeLK convolves.
+    What the branches' norms add per channel is lost: PeLK's mixer has no bias, and
+    its positional embedding starts at zero.
+
+    Args:
+        tensors: The source's weights by this package's names.
+        backbone: The source's config.
+        arch: Name of PeLK's ``arch``; '' for the source's own widths, depths and
+            kernel sizes.
+
+    Raises:
+        CheckpointError: If the source is no SLaK or RepLKNet, or its widths or depths
+            are not those of the arch.
+    """
+    if backbone['type'] not in ('SLaK', 'RepLKNet'):
+        raise CheckpointError('a PeLK starts from a SLaK or a RepLKNet alone')
+    target = _target(backbone, arch)
+    model = build_backbone(target)
+    expected = model.state_dict()
+    step = 1 if backbone['type'] == 'SLaK' else 2
+    taken = (_from_slak if step == 1 else _from_replknet)(tensors)
+    errors = []
+    for i, stage in enumerate(model.stages):
+        embedding = stage.position_embedding
+        error = norm = 0.0
+        for j, block in enumerate(stage.blocks):
+            prefix = f'stages.{i}.blocks.{j * step}.mixer.'
+            kernel = _dense_kernel(tensors, prefix)
+            if len(kernel) != model.channels[i]:
+                raise CheckpointError(
+                    f'its large kernels have {len(kernel)} channels in stage {i}, '
+                    f"PeLK's {model.channels[i]}"
+                )
+            kernel = kernel[: len(embedding)]
+            conv = block.mixer.large.conv
+            parameters, squared = project_kernel(kernel, conv.sharing_grid)
+            error += squared.item()
+            norm += kernel.square().sum().item()
+            names = [name for name in tensors if name.startswith(prefix)]
+            dtype = tensors[names[0]].dtype
+            taken[f'stages.{i}.blocks.{j}.mixer.large.conv.weight'] = (
+                names,
+                parameters.to(dtype),
+            )
+        errors.append((error / norm) ** 0.5 if norm else 0.0)
+        taken[f'stages.{i}.position_embedding'] = (
+            [],
+            torch.zeros(embedding.shape, dtype=dtype),
+        )
+    for name, (names, tensor) in taken.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f'its {names[0]} makes a tensor of shape {tuple(tensor.shape)}, '
+                f"PeLK's {name} has {tuple(expected[name].shape)}"
+            )
+    return WarmStart(
+        target,
+        {name: tensor for name, (_, tensor) in taken.items()},
+        {name: names for name, (names, _) in taken.items()},
+        [name for name in expected if name not in taken],
+        errors,
+    )
+
+
+def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
+    """Config of the PeLK to start.
+
+    Raises:
+        CheckpointError: If the source has other widths or depths, or there is no
+            such ``arch``.
+    """
+    source = stage_settings(backbone)
+    kept = ('in_channels', 'layer_scale_init_value')
+    target = dict(type='PeLK') | {k: backbone[k] for k in kept if k in backbone}
+    if not arch:
+        settings = {key: source[key] for key in ('channels', 'depths', 'kernel_sizes')}
+        settings['central_radius'] = CENTRAL_RADIUS
+        return target | dict(arch=simplify_arch('pelk', settings))
+    if arch not in PeLK.arch_settings:
+        raise CheckpointError(
+            f'PeLK has no arch {arch!r} to start; choose one of '
+            f'{", ".join(PeLK.arch_settings)}'
+        )
+    target['arch'] = arch
+    settings = stage_settings(target)
+    for key in ('channels', 'depths'):
+        if list(source[key]) != list(settings[key]):
+            raise CheckpointError(
+                f'its {key} are {list(source[key])}, those of PeLK {arch} '
+                f'{list(settings[key])}; start the PeLK of the same {key}'
+            )
+    return target
+
+
+def _from_slak(tensors: Mapping[str, Tensor]) -> Taken:
+    """Everything but the token mixers, as it is."""
+    return {
+        name: ([name], tensor)
+        for name, tensor in tensors.items()
+        if '.mixer.' not in name
+    }
+
+
+def _from_replknet(tensors: Mapping[str, Tensor]) -> Taken:
+    """The FFNs' pointwise layers; an FFN is the second block of a layer."""
+    taken: Taken = {}
+    for name in tensors:
+        match = re.fullmatch(
+            r'stages\.(\d+)\.blocks\.(\d+)\.pointwise_conv1\.conv\.weight', name
+        )
+        if match is None or int(match[2]) % 2 == 0:
+            continue
+        source = f'stages.{match[1]}.blocks.{match[2]}.'
+        target = f'stages.{match[1]}.blocks.{int(match[2]) // 2}.'
+        for end in ('weight', 'bias'):
+            norm = f'{source}pointwise_conv1.pre_norm.{end}'
+            taken[f'{target}norm.{end}'] = ([norm], tensors[norm])
+        for layer in ('pointwise_conv1', 'pointwise_conv2'):
+            weight, bias = _folded(tensors, f'{source}{layer}.')
+            names = [
+                name
+                for name in tensors
+                if name.startswith((f'{source}{layer}.conv.', f'{source}{layer}.norm.'))
+            ]
+            taken[f'{target}{layer}.weight'] = (names, weight.flatten(1))
+            taken[f'{target}{layer}.bias'] = (names, bias)
+        taken[f'{target}gamma'] = ([], torch.ones_like(bias))
+    return taken
+
+
+def _dense_kernel(tensors: Mapping[str, Tensor], mixer: str) -> Tensor:
+    """The kernel that a token mixer's branches amount to, (C, 1, K, K) in float64."""
+    kernels = []
+    for branch in ('vertical', 'horizontal', 'large', 'small'):
+        if any(name.startswith(f'{mixer}{branch}.') for name in tensors):
+            weight, _ = _folded(tensors, f'{mixer}{branch}.')
+            kernels.append(weight.double())
+    size = max(kernel.shape[-1] for kernel in kernels)
+    total = kernels[0].new_zeros(len(kernels[0]), 1, size, size)
+    for kernel in kernels:
+        total = add_centred(total, kernel)
+    return total
+
+
+def _folded(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with the BatchNorm behind it, if any."""
+    if f'{prefix}weight' in tensors:  # merged already
+        return tensors[f'{prefix}weight'], tensors[f'{prefix}bias']
+    weight = tensors[f'{prefix}conv.weight']
+    norm = nn.BatchNorm2d(len(weight))
+    norm.load_state_dict(
+        {
+            name.removeprefix(f'{prefix}norm.'): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(f'{prefix}norm.')
+        }
+    )
+    return fold_norm(weight, None, norm.eval())

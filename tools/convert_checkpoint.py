@@ -1,0 +1,122 @@
+"""Convert a released SLaK or RepLKNet checkpoint, or start PeLK from one."""
+
+import argparse
+import sys
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+
+EXIT_CODES = """exit codes:
+  0  the conversion is complete
+  1  refused or incomplete: nothing was written
+  2  the command line is wrong
+  3  incomplete, and written because of --no-strict
+"""
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument('dst', help='file to write: .pth, .pt or .safetensors')
+    parser.add_argument(
+        '--arch',
+        choices=('auto', 'pelk', 'slak', 'replknet'),
+        default='auto',
+        help='family that SRC must be of (%(default)s: told by its names)',
+    )
+    parser.add_argument(
+        '--ema', action='store_true', help='take the averaged weights, model_ema'
+    )
+    parser.add_argument(
+        '--prefix',
+        help="what the backbone's names start with in DST (backbone. in whole models, "
+        'nothing otherwise); any other than backbone. leaves heads behind',
+    )
+    parser.add_argument(
+        '--strict',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='write nothing unless the conversion is complete',
+    )
+    parser.add_argument(
+        '--to',
+        choices=('mm', 'official'),
+        default='mm',
+        help="names to write: this package's or the released ones (%(default)s)",
+    )
+    parser.add_argument(
+        '--warm-start',
+        metavar='pelk[-ARCH]',
+        help="start PeLK from SRC's weights, of SRC's sizes or of an arch such as "
+        'pelk-tiny-101',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='report, write nothing')
+    parser.add_argument('--force', action='store_true', help='replace DST if it exists')
+    parser.add_argument('--json', type=Path, help='write the report to this file too')
+    args = parser.parse_args(argv)
+    start = args.warm_start
+    if start is not None and start != 'pelk' and not start.startswith('pelk-'):
+        parser.error(f'--warm-start {start!r} is not pelk or pelk-ARCH')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert and report.
+
+    Returns:
+        The exit code.
+    """
+    args = parse_args(argv)
+    # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.checkpoints.convert import convert_checkpoint
+    from pelk_mm.checkpoints.files import CheckpointError
+    from pelk_mm.checkpoints.report import (
+        describe,
+        fitting_configs,
+        show_progress,
+        write_json,
+    )
+
+    report, configs, error = None, [], None
+    try:
+        report = convert_checkpoint(
+            args.src,
+            args.dst,
+            arch=args.arch,
+            ema=args.ema,
+            prefix=args.prefix,
+            strict=args.strict,
+            official=args.to == 'official',
+            warm_start=args.warm_start,
+            force=args.force,
+            dry_run=args.dry_run,
+            track=show_progress,
+        )
+        configs = fitting_configs(report, CONFIGS)
+        print(describe(report, configs))
+        if not report.complete:
+            error = f'{args.src} is incomplete' + (
+                f'; {args.dst} has what there is'
+                if report.written
+                else '; nothing was written'
+            )
+    except CheckpointError as problem:
+        error = str(problem)
+    if args.json is not None:
+        try:
+            write_json(args.json, report, configs, error)
+        except CheckpointError as problem:
+            error = str(problem)
+    if error is not None:
+        print(f'convert_checkpoint.py: {error}', file=sys.stderr)
+        return 3 if report is not None and report.written else 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -7,7 +7,8 @@ into the convolutions; the model computes the same with fewer modules.
 import argparse
 import sys
 
-from pelk_mm.checkpoints.deploy import DeployError, deploy_checkpoint
+from pelk_mm.checkpoints.deploy import deploy_checkpoint
+from pelk_mm.checkpoints.files import CheckpointError
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         report = deploy_checkpoint(args.config, args.checkpoint, args.out, args.force)
-    except DeployError as error:
+    except CheckpointError as error:
         sys.exit(f'switch_to_deploy.py: {error}')
     before, after = report.parameters
     print(f'{report.backbone}: {before:,} parameters became {after:,}')

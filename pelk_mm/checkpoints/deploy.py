@@ -1,7 +1,5 @@
 """A trained segmenter or detector with its backbone in the deployment form."""
 
-import os
-import pickle
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,7 +11,13 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from pelk_mm.backbones import LargeKernelBackbone
-from pelk_mm.engine import load_weights_only
+
+from .files import (
+    CheckpointError,
+    check_destination,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 #: Side of the random image on which the two forms are compared.
 PROBE_SIZE = 128
@@ -23,7 +27,7 @@ DEPLOYED = 'backbone_deployed'
 TOLERANCE = 1e-4
 
 
-class DeployError(ValueError):
+class DeployError(CheckpointError):
     """A config or checkpoint that no deployment form can be made of."""
 
 
@@ -50,31 +54,28 @@ def deploy_checkpoint(
     """Write the checkpoint of a model whose backbone is in its deployment form.
 
     The result loads into the same config with ``model.backbone.deploy=True``. It
-    appears under its name only when it is complete.
+    appears under its name only when it is complete and reads back as it is.
 
     Args:
         config: Config file of the whole model.
         checkpoint: Its checkpoint, in the training form.
-        out: Path of the result; its folder must exist.
+        out: Path of the result; its ending chooses the format.
         force: Whether to replace an existing file.
 
     Raises:
-        DeployError: If the config, the checkpoint or the path of the result does not
-            serve; nothing is written then.
+        CheckpointError: If a file cannot be read or written; nothing is left then.
+        DeployError: If the config or the checkpoint does not serve.
     """
     out = Path(out)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise DeployError(f'{out} is no file in an existing folder; choose another OUT')
-    if out.exists() and not force:
-        raise DeployError(f'{out} exists; choose another name or give --force')
+    check_destination(out, force)
     cfg, model = _build(Path(config))
     content = _load(checkpoint)
     _fill(model, content['state_dict'], checkpoint)
     backbone = model.backbone
     report = _switch(backbone)
     cfg.model.backbone.deploy = True
-    meta = {**content.get('meta', {}), 'cfg': cfg.pretty_text, DEPLOYED: True}
-    _write({'meta': meta, 'state_dict': model.state_dict()}, out)
+    meta = {**content['meta'], 'cfg': cfg.pretty_text, DEPLOYED: True}
+    write_checkpoint(out, model.state_dict(), meta)
     return report
 
 
@@ -85,7 +86,7 @@ def _build(path: Path) -> tuple[Config, nn.Module]:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # whatever the code of a config raises
-        raise DeployError(f'config {path} cannot be read: {error}') from error
+        raise DeployError(f'config {path} cannot be read: {_said(error)}') from error
     if not isinstance(cfg.get('model'), dict) or 'backbone' not in cfg.model:
         raise DeployError(f'config {path} has no model with a backbone')
     if cfg.model.backbone.get('deploy'):
@@ -100,7 +101,7 @@ def _build(path: Path) -> tuple[Config, nn.Module]:
             model = MODELS.build(cfg.model)
     except Exception as error:  # whatever the constructors of its parts raise
         raise DeployError(
-            f'the model of config {path} cannot be built: {error}'
+            f'the model of config {path} cannot be built: {_said(error)}'
         ) from error
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, LargeKernelBackbone):
@@ -111,28 +112,21 @@ def _build(path: Path) -> tuple[Config, nn.Module]:
     return cfg, model.eval()
 
 
+def _said(error: Exception) -> str:
+    """An exception's words, cut to the first line of them."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _load(path: str | Path) -> dict[str, Any]:
     """The checkpoint's content, with a state dict in it."""
-    try:
-        content = load_weights_only(path, map_location='cpu')
-    except FileNotFoundError as error:
-        raise DeployError(str(error)) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if 'could run code' in str(error):  # said of its types by load_weights_only
-            raise DeployError(str(error)) from error
-        raise DeployError(
-            f'checkpoint {path} is damaged or no checkpoint; fetch or save it again'
-        ) from error
+    content = read_checkpoint(path)
     if not isinstance(content, dict):
-        raise DeployError(
-            f'checkpoint {path} holds a {type(content).__name__}, not a state dict'
-        )
-    if 'state_dict' not in content:
+        raise DeployError(f'{path} holds a {type(content).__name__}, not a state dict')
+    if not isinstance(content.get('state_dict'), dict):
         content = {'state_dict': content}
-    if content.get('meta', {}).get(DEPLOYED):
-        raise DeployError(
-            f'checkpoint {path} is in its deployment form already; nothing to do'
-        )
+    content['meta'] = content.get('meta') or {}
+    if content['meta'].get(DEPLOYED):
+        raise DeployError(f'{path} is in its deployment form already; nothing to do')
     return content
 
 
@@ -154,7 +148,7 @@ def _fill(
         if names:
             shown = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
             raise DeployError(
-                f'checkpoint {checkpoint} does not fit the config: it {what} '
+                f'{checkpoint} does not fit the config: it {what} '
                 f'{len(names)} tensors ({shown}); give the config that it was '
                 'trained with'
             )
@@ -193,15 +187,3 @@ def _switch(backbone: LargeKernelBackbone) -> DeployReport:
         (size, sum(parameter.numel() for parameter in backbone.parameters())),
         difference,
     )
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    """Save under a temporary name beside the result, then rename."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        torch.save(content, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-        raise DeployError(f'{path} cannot be written: {error}') from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -54,10 +54,9 @@ def test_says_what_it_folded(run, tmp_path):
     )
     assert (tmp_path / 'deployed.pth').is_file()
 
-    again = run('config.py', 'deployed.pth', 'again.pth')
-    assert again.returncode == 1
-    assert again.stderr == (
-        'switch_to_deploy.py: checkpoint deployed.pth is in its deployment form '
-        'already; nothing to do\n'
-    )
-    assert not (tmp_path / 'again.pth').exists()
+
+def test_error_is_one_sentence(run):
+    result = run('none.py', 'trained.pth', 'deployed.pth')
+    assert result.returncode == 1
+    assert result.stdout == ''
+    assert result.stderr == 'switch_to_deploy.py: config none.py does not exist\n'

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .growth import GROWTHS, prune_and_grow, prune_rate
-from .initializers import allocate, draw_masks, erk, masks_of_zeros, snip, uniform
+from .initializers import (
+    allocate,
+    check_not_sparse,
+    draw_masks,
+    erk,
+    masks_of_zeros,
+    snip,
+    uniform,
+)
 from .masks import DENSE, SparsityMasks, pack, select_parameters, unpack
 from .snip import snip_scores, unwrap
 
@@ -210,6 +218,7 @@ class DynamicSparsityHook(Hook):
         if self.mode == 'fixed' or self.init == 'resume':
             masks = masks_of_zeros(params)
         else:
+            check_not_sparse(params)
             if self.init == 'snip':
                 rule = snip(snip_scores(runner, params, seed))
             else:

@@ -151,6 +151,25 @@ def draw_masks(
     return masks
 
 
+def check_not_sparse(params: Mapping[str, Tensor]) -> None:
+    """Refuse to draw masks over weights that were trained with others.
+
+    Layers of nothing but zeros do not count: some are initialised like that.
+
+    Raises:
+        ValueError: If 1 % or more of the weights are zero.
+    """
+    total = sum(param.numel() for param in params.values())
+    counts = [(param.numel(), int(param.count_nonzero())) for param in params.values()]
+    zeros = sum(size - nonzero for size, nonzero in counts if nonzero)
+    if zeros >= (1 - DENSE) * total:
+        raise ValueError(
+            f'{zeros} of the {total} weights that the training starts from are zero, '
+            "so they were trained sparse; keep the zeros with mode='fixed' or start "
+            "from them with init='resume'"
+        )
+
+
 def masks_of_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the masks from the zeros of weights that were trained sparse.
 

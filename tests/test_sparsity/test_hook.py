@@ -182,6 +182,12 @@ def test_dynamic_from_the_zeros_of_a_checkpoint(make_runner, tmp_path):
     assert watch.checksums[0] == zeros.checksum() != watch.checksums[-1]
 
 
+def test_new_masks_over_the_zeros_of_a_checkpoint_are_refused(make_runner, tmp_path):
+    train(make_runner, iters=6)
+    with pytest.raises(ValueError, match=r"are zero, so .* keep .*mode='fixed' or"):
+        train(make_runner, load_from=str(tmp_path / 'iter_6.pth'))
+
+
 def test_fixed_without_zeros_is_refused(make_runner):
     with pytest.raises(ValueError, match='no sparsity to keep; load a checkpoint'):
         train(make_runner, mode='fixed')

@@ -1,0 +1,94 @@
+"""What masking costs a training iteration, as a ratio, measured in pairs.
+
+Iterations with and without masks alternate in one process, on the same model and
+batch, so that whatever else the machine does meets both alike.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from pelk_mm.backbones import PeLK
+from pelk_mm.sparsity import (
+    SparsityMasks,
+    allocate,
+    draw_masks,
+    erk,
+    prune_and_grow,
+    select_parameters,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--arch', default='tiny', help='arch of PeLK (%(default)s)')
+    parser.add_argument('--crop', type=int, default=256, help='size of the images')
+    parser.add_argument('--batch', type=int, default=2, help='number of images')
+    parser.add_argument('--pairs', type=int, default=8, help='measured pairs')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_args()
+    torch.manual_seed(0)
+    model = PeLK(args.arch, layer_scale_init_value=1.0).to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    params = select_parameters(model, patterns=['.'])
+    generator = torch.Generator().manual_seed(0)
+    counts = allocate(params, 0.6, erk)
+    masks = SparsityMasks(params, draw_masks(params, counts, generator))
+    images = torch.rand(args.batch, 3, args.crop, args.crop, device=args.device)
+
+    def clock() -> float:
+        if args.device == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def iteration(masked: bool) -> float:
+        start = clock()
+        sum(out.square().mean() for out in model(images)).backward()
+        optimizer.step()
+        if masked:
+            masks.apply(optimizer)
+        optimizer.zero_grad()
+        return clock() - start
+
+    def update() -> float:
+        start = clock()
+        masks.replace(new_masks(masks, params, generator), optimizer)
+        return clock() - start
+
+    for masked in (False, True):
+        iteration(masked)
+    pairs = [(iteration(False), iteration(True)) for _ in range(args.pairs)]
+    ratio = median(masked / plain for plain, masked in pairs)
+    plain = median(plain for plain, _ in pairs)
+    updates = median(update() for _ in range(3))
+    print(
+        f'PeLK {args.arch}, {args.batch} x {args.crop} x {args.crop}, {args.device}, '
+        f'{torch.get_num_threads()} threads: {plain * 1e3:.0f} ms an iteration, '
+        f'with masks x {ratio:.3f}; an update of the masks costs '
+        f'{updates / plain:.2f} iterations'
+    )
+
+
+def new_masks(
+    masks: SparsityMasks, params: dict[str, nn.Parameter], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One random prune-and-grow at rate 0.5."""
+    return {
+        name: prune_and_grow(params[name], mask, 0.5, generator)
+        for name, mask in masks.masks.items()
+    }
+
+
+if __name__ == '__main__':
+    main()

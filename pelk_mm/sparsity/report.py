@@ -1,0 +1,148 @@
+"""How sparse the weights of a checkpoint are, in words and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+#: Where checkpoints keep their weights; files without any of these are weights only.
+WRAPPERS = ('state_dict', 'model', 'model_ema')
+
+#: Colours of the two histograms.
+BLUE, ORANGE = '#4477aa', '#ee7733'
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's weights and how many of them are not zero.
+
+    Attributes:
+        name: The parameter's name.
+        weight: Its values.
+        active: How many the checkpoint's mask says are active; None without a mask.
+    """
+
+    name: str
+    weight: Tensor
+    active: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weight.numel()
+
+    @property
+    def nonzero(self) -> int:
+        """Number of weights that are not zero."""
+        return int(self.weight.count_nonzero())
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are not zero."""
+        return self.nonzero / self.size
+
+
+def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
+    """Find the layers that may be sparse.
+
+    Args:
+        checkpoint: A loaded checkpoint of ours, of mmengine, or plain weights.
+
+    Returns:
+        The layers that `DynamicSparsityHook` chose, where the checkpoint says so;
+        otherwise the 2-D and 4-D weights of the backbone, or of everything where
+        nothing is called a backbone.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    state = next((checkpoint[key] for key in WRAPPERS if key in checkpoint), checkpoint)
+    weights = {
+        name: value
+        for name, value in state.items()
+        if torch.is_tensor(value) and value.ndim in (2, 4) and value.numel()
+    }
+    sparsity = checkpoint.get('sparsity')
+    active: dict[str, int] = {}
+    if isinstance(sparsity, Mapping):
+        active = {name: int(mask.sum()) for name, mask in sparsity['masks'].items()}
+        chosen = [name for name in weights if name in {*active, *sparsity['dense']}]
+    else:
+        chosen = [name for name in weights if name.startswith('backbone.')]
+    layers = [
+        Layer(name, weights[name].float(), active.get(name))
+        for name in chosen or weights
+    ]
+    if not layers:
+        raise ValueError('the checkpoint has no 2-D or 4-D weights')
+    return layers
+
+
+def format_table(layers: Sequence[Layer]) -> str:
+    """One line a layer and one for all of them."""
+    width = max(len('layer'), *(len(layer.name) for layer in layers))
+    lines = [
+        f'{"layer":{width}}  {"shape":>18}  {"weights":>11}  {"non-zero":>11}  density'
+    ]
+
+    def line(name: str, shape: str, size: int, nonzero: int) -> str:
+        return (
+            f'{name:{width}}  {shape:>18}  {size:>11,}  {nonzero:>11,}  '
+            f'{nonzero / size:7.4f}'
+        )
+
+    for layer in layers:
+        shape = ' x '.join(map(str, layer.weight.shape))
+        lines.append(line(layer.name, shape, layer.size, layer.nonzero))
+    size = sum(layer.size for layer in layers)
+    nonzero = sum(layer.nonzero for layer in layers)
+    lines.append(line('all', f'{len(layers)} layers', size, nonzero))
+    if any(layer.active is not None for layer in layers):
+        promised = sum(
+            layer.size if layer.active is None else layer.active for layer in layers
+        )
+        verdict = 'as many are' if promised == nonzero else f'{nonzero:,} are'
+        lines.append(
+            f'The masks leave {promised:,} weights active; {verdict} not zero.'
+        )
+    return '\n'.join(lines)
+
+
+def draw_histograms(layers: Sequence[Layer], path: Path, title: str) -> None:
+    """Draw the layers' densities and the magnitudes of what is not zero.
+
+    Args:
+        layers: The layers.
+        path: The picture, written as PNG.
+        title: Its title.
+    """
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    densities, magnitudes = figure.subplots(1, 2)
+    densities.hist(
+        [layer.density for layer in layers], bins=25, range=(0, 1), color=BLUE
+    )
+    overall = sum(layer.nonzero for layer in layers) / sum(
+        layer.size for layer in layers
+    )
+    densities.axvline(overall, color=ORANGE, label=f'overall {overall:.4f}')
+    densities.set(xlabel='density', ylabel='layers')
+    densities.legend()
+
+    low, high, bins = -8.0, 2.0, 60
+    counts = torch.zeros(bins)
+    for layer in layers:
+        weight = layer.weight[layer.weight != 0].abs().log10().clamp(low, high)
+        counts += torch.histc(weight, bins, low, high)
+    edges = torch.linspace(low, high, bins + 1)
+    magnitudes.stairs(counts.numpy(), edges.numpy(), fill=True, color=BLUE)
+    magnitudes.set(
+        xlabel='log10 of |weight|, without zeros', ylabel='weights', yscale='log'
+    )
+    figure.savefig(path, format='png', dpi=120)

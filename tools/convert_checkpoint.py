@@ -100,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         configs = fitting_configs(report, CONFIGS)
         print(describe(report, configs))
         if not report.complete:
-            error = f'{args.src} is incomplete' + (
-                f'; {args.dst} has what there is'
+            error = f'{args.src} is incomplete: {report.summarise_problems()}; ' + (
+                f'{args.dst} has what there is'
                 if report.written
-                else '; nothing was written'
+                else 'nothing was written'
             )
     except CheckpointError as problem:
         error = str(problem)

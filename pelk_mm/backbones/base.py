@@ -238,6 +238,19 @@ class LargeKernelBackbone(BaseModule):
             part.eval()
             part.requires_grad_(False)
 
+    def init_weights(self) -> None:
+        """Initialise; a pretrained checkpoint in released names is an error."""
+        init_cfgs = (
+            self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        )
+        for cfg in init_cfgs:
+            if cfg['type'] == 'Pretrained':
+                # Conversion builds backbones, so that it cannot be imported above.
+                from pelk_mm.checkpoints.guard import check_converted
+
+                check_converted(cfg['checkpoint'], self)
+        super().init_weights()
+
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
         """Set the training mode, minding ``frozen_stages`` and ``norm_eval``."""
         super().train(mode)

@@ -95,6 +95,19 @@ class Report:
         """Whether every tensor of the backbone has its value and none is left over."""
         return not (self.missing or self.unknown or self.mismatched)
 
+    def summarise_problems(self) -> str:
+        """How many names are not as they should be, and the first of each kind."""
+        kinds = dict(
+            missing=self.missing,
+            unknown=self.unknown,
+            misshapen=list(self.mismatched),
+        )
+        return ', '.join(
+            f'{len(names)} tensors {kind} (first: {names[0]})'
+            for kind, names in kinds.items()
+            if names
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {'complete': self.complete, **asdict(self)}
@@ -191,8 +204,8 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f'its {key or "top level"} holds a {type(value).__name__} under '
-                f'{name!r} where weights have tensors by name'
+                f'its {key or "top level"} holds {name!r} of type '
+                f'{type(value).__name__} where weights have tensors by name'
             )
     meta = content.get('meta')
     dropped = {}

@@ -33,6 +33,9 @@ TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
 #: Endings of the files that can be written.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 
+#: How files of ``torch.save`` before PyTorch 1.6 begin, behind two bytes.
+_LEGACY_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+
 _CHUNK = 1 << 24
 
 
@@ -113,6 +116,11 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f'{path} is truncated: its end is missing; download it again'
         )
+    elif not head[2:].startswith(_LEGACY_MAGIC):
+        raise CheckpointError(
+            f'{path} is no checkpoint: neither torch.save nor safetensors writes files '
+            'that begin like it'
+        )
     return load_weights_only(
         path, 'cpu', (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES), mmap=zipped
     )
@@ -121,6 +129,17 @@ def _read(path: Path) -> Any:
 def _check_archive(path: Path) -> None:
     """Check what ``torch.load`` trusts: sums, and that nothing is to be inflated."""
     with zipfile.ZipFile(path) as archive:
+        records = {name.rpartition('/')[2] for name in archive.namelist()}
+        if 'constants.pkl' in records:
+            raise CheckpointError(
+                f'{path} is a TorchScript program, not weights; save the state_dict() '
+                'of the model that it was made of'
+            )
+        if 'data.pkl' not in records:
+            raise CheckpointError(
+                f'{path} is an archive without weights; unpack it and give the '
+                'checkpoint inside'
+            )
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(

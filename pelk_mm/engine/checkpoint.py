@@ -101,8 +101,7 @@ def load_weights_only(
             raise pickle.UnpicklingError(
                 f'checkpoint {path} asks for {", ".join(refused)}, which could run '
                 'code; only tensors, plain containers and what mmengine itself '
-                'writes are loaded. Save it again without, or convert it where you '
-                'trust it.'
+                'writes are loaded. Where you trust it, save it again without them.'
             ) from error
 
 

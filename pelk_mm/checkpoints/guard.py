@@ -1,0 +1,72 @@
+"""Stop a backbone from starting at random where a released file was to be loaded."""
+
+import pickle
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from pelk_mm.backbones import LargeKernelBackbone
+
+from .arch import BACKBONES, infer_backbone
+from .convert import select_weights
+from .files import CheckpointError, read_checkpoint
+from .rules import detect_family
+
+
+def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:
+    """Raise an error if a checkpoint has the released names.
+
+    mmengine loads pretrained weights by the names that fit and only warns of the
+    others: an unconverted file would leave every weight at random.
+
+    Args:
+        checkpoint: Path or URL of ``init_cfg=dict(type='Pretrained')``.
+        backbone: The backbone that it is for.
+
+    Raises:
+        CheckpointError: If it has; the message has the command that converts it.
+    """
+    path = Path(checkpoint).expanduser()
+    if checkpoint.startswith(('http://', 'https://')):
+        path = _download(checkpoint)
+    try:
+        content = read_checkpoint(path)
+        ema = isinstance(content, dict) and not {'model', 'state_dict'} & set(content)
+        ema = ema and 'model_ema' in content
+        names = select_weights(content, ema).tensors
+    except CheckpointError:
+        return  # loading it, which comes next, says what is wrong
+    family = detect_family(re.sub(r'^(module\.)*(backbone\.)?', '', n) for n in names)
+    if family is None:
+        return
+    own = type(backbone).__name__
+    if own not in ('PeLK', BACKBONES[family]):
+        raise CheckpointError(
+            f'{checkpoint} is a released {BACKBONES[family]} checkpoint, but the '
+            f'backbone is {own}; give one of {own}'
+        )
+    command = ['python', 'tools/convert_checkpoint.py', path]
+    command.append(path.with_name(f'{path.stem}_pelk_mm.pth'))
+    if ema:
+        command.append('--ema')
+    if own == 'PeLK':
+        shapes = {name: tuple(t.shape) for name, t in backbone.state_dict().items()}
+        arch = infer_backbone(shapes, 'pelk')['arch']
+        command += ['--warm-start', f'pelk-{arch}' if isinstance(arch, str) else 'pelk']
+    raise CheckpointError(
+        f'{checkpoint} has the released names, not those of {own} here. Convert it '
+        f'with\n  {shlex.join(map(str, command))}\nand give the result as checkpoint.'
+    )
+
+
+def _download(url: str) -> Path:
+    """Where torch keeps what it downloads from a URL, once it is there."""
+    # A refusal comes after the download, and the conversion accepts more types.
+    with suppress(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(url, map_location='cpu')
+    return Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)

@@ -60,8 +60,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='OccurringIoUMetric')
 test_evaluator = val_evaluator
 
-max_iters = 1200
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 6)
+max_iters = 1000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)
 optim_wrapper = dict(
     optimizer=dict(lr=1.5e-3),
     clip_grad=dict(max_norm=5.0),

@@ -72,7 +72,7 @@ def make_config(config: Path, folder: Path, seed: int, iters: int | None) -> Con
         warmup, decay = cfg.param_scheduler
         warmup.end = decay.begin = min(warmup.end, iters // 2)
         decay.end = cfg.train_cfg.max_iters = iters
-        cfg.train_cfg.val_interval = max(1, iters // 6)
+        cfg.train_cfg.val_interval = -(-iters // 5)
         cfg.default_hooks.checkpoint.interval = iters
         cfg.default_hooks.logger.interval = max(
             1, min(cfg.default_hooks.logger.interval, iters // 10)

@@ -1,11 +1,79 @@
 """Packaging of pelk_mm."""
 
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+CSRC = Path('pelk_mm') / 'ops' / 'csrc'
+
+# One entry an instruction set: its table in csrc/kernels.h, floats a vector, vector
+# registers, compiler flags.
+PORTABLE = ('kPortable', 4, 16, [])
+X86 = [
+    ('kAvx2', 8, 16, ['-mavx2', '-mfma']),
+    (
+        'kAvx512',
+        16,
+        32,
+        ['-mavx512f', '-mavx512vl', '-mavx512bw', '-mavx512dq', '-mfma']
+        + ['-mprefer-vector-width=512'],
+    ),
+]
+
+
+class BuildKernels(build_ext):
+    """Builds the CPU kernels, a plain shared library, where a compiler allows it."""
+
+    def build_extension(self, ext):
+        """Compile the kernels once an instruction set and link all of them."""
+        try:
+            self._build(ext)
+        except Exception as error:
+            print(
+                f'pelk_mm: the CPU kernels were not built ({error}). Everything works '
+                'through torch, large kernels several times slower; install a C++17 '
+                'compiler (GCC or Clang) and reinstall to have them.'
+            )
+
+    def _build(self, ext):
+        x86 = platform.machine().lower() in ('x86_64', 'amd64')
+        flags = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden']
+        flags += ['-ffp-contract=fast', *(['-DPELK_X86'] if x86 else [])]
+        objects = self.compiler.compile(
+            [str(CSRC / 'library.cpp')],
+            output_dir=self.build_temp,
+            extra_postargs=flags,
+            depends=ext.depends,
+        )
+        for table, lanes, registers, machine in [PORTABLE, *(X86 if x86 else [])]:
+            objects += self.compiler.compile(
+                [str(CSRC / 'kernels.cpp')],
+                output_dir=str(Path(self.build_temp) / table),
+                macros=[
+                    ('PELK_TABLE', table),
+                    ('PELK_LANES', str(lanes)),
+                    ('PELK_REGISTERS', str(registers)),
+                ],
+                extra_postargs=flags + machine,
+                depends=ext.depends,
+            )
+        path = Path(self.get_ext_fullpath(ext.name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, str(path), extra_postargs=['-pthread'], target_lang='c++'
+        )
+
+
+KERNELS = Extension(
+    'pelk_mm.ops._kernels',
+    [str(CSRC / 'library.cpp'), str(CSRC / 'kernels.cpp')],
+    depends=[str(CSRC / 'kernels.h')],
+    optional=True,
+)
 
 # mmsegmentation forgets to name ftfy and regex, which its text encoders import.
 OPENMMLAB = [
@@ -36,6 +104,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['pelk_mm', 'pelk_mm.*']),
+    ext_modules=[KERNELS],
+    cmdclass={'build_ext': BuildKernels},
     python_requires='>=3.10',
     # The mm packages are extras because two distributions provide the same
     # modules: a hard requirement on one would break users of the other.

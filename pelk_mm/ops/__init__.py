@@ -1,5 +1,13 @@
 """Large-kernel operators: pure functions without parameters."""
 
-from .reference import box_sum, depthwise_conv2d, expand_kernel, peripheral_conv2d
+from .cpu import instruction_set
+from .dispatch import depthwise_conv2d, peripheral_conv2d
+from .reference import box_sum, expand_kernel
 
-__all__ = ['box_sum', 'depthwise_conv2d', 'expand_kernel', 'peripheral_conv2d']
+__all__ = [
+    'box_sum',
+    'depthwise_conv2d',
+    'expand_kernel',
+    'instruction_set',
+    'peripheral_conv2d',
+]

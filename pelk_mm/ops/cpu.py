@@ -1,0 +1,222 @@
+"""The compiled CPU kernels: loading the library and calling it.
+
+The library (`csrc/`) is built by `setup.py` with a plain C interface, so it is tied
+to no version of torch. It works plane by plane: an output strip, its source row and
+that row's box sums are all the memory it needs (PeLK, section 4.1; the operation
+count is in `docs/performance.md`).
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ENVIRONMENT_VARIABLE = 'PELK_MM_ISA'
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ('data', ctypes.c_void_p),
+        ('batch_stride', ctypes.c_int64),
+        ('channel_stride', ctypes.c_int64),
+    ]
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ('version', 'threads', 'type')),
+        *((name, ctypes.c_int32) for name in ('row_cells', 'col_cells')),
+        *((name, ctypes.c_void_p) for name in ('row_grid', 'col_grid')),
+        *((name, ctypes.c_int64) for name in ('batch', 'channels', 'height', 'width')),
+        ('parallel', ctypes.c_void_p),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled library, or None with a warning where it was not built."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f'_kernels{suffix}')
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            library.pelk_version_name.restype = ctypes.c_char_p
+            return library
+    warnings.warn(
+        'pelk_mm was installed without its compiled CPU kernels, so large kernels '
+        'run through torch, several times slower. Install a C++17 compiler (GCC or '
+        'Clang) and reinstall pelk_mm to have them.',
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+@functools.cache
+def instruction_sets() -> dict[str, int]:
+    """The library's versions that this processor can run, best first.
+
+    Returns:
+        Index in the library of each version by name; empty without the library.
+    """
+    library = _library()
+    found: dict[str, int] = {}
+    index = 0
+    while library and (name := library.pelk_version_name(index)):
+        if library.pelk_version_supported(index):
+            found[name.decode()] = index
+        index += 1
+    return found
+
+
+def instruction_set() -> str | None:
+    """Name the version in use: the best one or what `PELK_MM_ISA` asks for.
+
+    Returns:
+        'avx512', 'avx2' or 'portable'; None where the library is missing or
+        `PELK_MM_ISA=none` turns it off.
+
+    Raises:
+        ValueError: `PELK_MM_ISA` names a version that cannot run here.
+    """
+    available = instruction_sets()
+    asked = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not asked:
+        return next(iter(available), None)
+    if asked == 'none':
+        return None
+    if asked not in available:
+        raise ValueError(
+            f'{ENVIRONMENT_VARIABLE}={asked} cannot run here; unset it or choose one '
+            f'of {[*available, "none"]}'
+        )
+    return asked
+
+
+@functools.cache
+def _borrowed_threads() -> int | None:
+    """Address of the OpenMP entry point of the runtime that torch itself loaded.
+
+    Its idle threads spin for a while after each of torch's operations; threads of
+    our own would compete with them.
+    """
+    try:
+        entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(entry, ctypes.c_void_p).value
+
+
+_PROCESS = os.getpid()
+
+
+def _planes(x: Tensor) -> Tensor:
+    """The same values with dense planes, at any distance from each other."""
+    height, width = x.shape[-2:]
+    dense = (x.stride(3) == 1 or width == 1) and (x.stride(2) == width or height == 1)
+    return x if dense else x.contiguous()
+
+
+def _describe(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def _job(
+    x: Tensor, row_grid: Sequence[int], col_grid: Sequence[int]
+) -> tuple[_Job, tuple]:
+    """Describe a call, and what its pointers need kept alive."""
+    grids = tuple((ctypes.c_int32 * len(g))(*g) for g in (row_grid, col_grid))
+    # OpenMP's threads do not survive a fork; the library's own do not outlive a call.
+    borrowed = _borrowed_threads() if os.getpid() == _PROCESS else None
+    job = _Job(
+        instruction_sets()[instruction_set()],
+        torch.get_num_threads(),
+        DTYPES[x.dtype],
+        len(row_grid),
+        len(col_grid),
+        ctypes.addressof(grids[0]),
+        ctypes.addressof(grids[1]),
+        *x.shape,
+        borrowed,
+    )
+    return job, grids
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError('the CPU kernels found no memory for their rows')
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_grid: Sequence[int],
+    col_grid: Sequence[int],
+) -> Tensor:
+    """Convolve every channel with its kernel, given by a parameter a cell.
+
+    Args:
+        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
+        weight: Parameters of shape (C, rows, cols).
+        bias: Optional bias of shape (C,).
+        row_grid: Taps of each cell down the kernel, odd in sum.
+        col_grid: Taps of each cell along the kernel, odd in sum.
+
+    Returns:
+        Contiguous output of shape (N, C, H, W), accumulated in float32.
+    """
+    out = torch.empty(x.shape, dtype=x.dtype)
+    if not out.numel():
+        return out
+    x = _planes(x)
+    weight = weight.float().contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    job, _grids = _job(x, row_grid, col_grid)
+    _check(
+        _library().pelk_convolve(
+            ctypes.byref(job),
+            ctypes.byref(_describe(x)),
+            ctypes.c_void_p(weight.data_ptr()),
+            ctypes.c_void_p(None if bias is None else bias.data_ptr()),
+            ctypes.c_void_p(out.data_ptr()),
+        )
+    )
+    return out
+
+
+def weight_grad(
+    x: Tensor, grad: Tensor, row_grid: Sequence[int], col_grid: Sequence[int]
+) -> Tensor:
+    """Gradient of `convolve` to its parameters.
+
+    Args:
+        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
+        grad: Gradient to the output, of the same shape and dtype.
+        row_grid: Taps of each cell down the kernel, odd in sum.
+        col_grid: Taps of each cell along the kernel, odd in sum.
+
+    Returns:
+        Gradient of shape (C, rows, cols), float32.
+    """
+    shape = (x.shape[1], len(row_grid), len(col_grid))
+    if not x.numel():
+        return torch.zeros(shape)
+    out = torch.empty(shape)
+    x, grad = _planes(x), _planes(grad)
+    job, _grids = _job(x, row_grid, col_grid)
+    _check(
+        _library().pelk_weight_grad(
+            ctypes.byref(job),
+            ctypes.byref(_describe(x)),
+            ctypes.byref(_describe(grad)),
+            ctypes.c_void_p(out.data_ptr()),
+        )
+    )
+    return out

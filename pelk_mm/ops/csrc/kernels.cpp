@@ -1,0 +1,639 @@
+// Depthwise convolutions plane by plane, on GCC and Clang vector types.
+//
+// Both operators are the same two loops over register tiles. With S_b a row of the
+// input summed over the columns of cell b:
+//
+//   mix:    out[j] += sum_b weight[b][j] * S_b     forward and input gradient
+//   inner:  sums[a][b] += <G_a, S_b>               weight gradient
+//
+// A source row is mixed once and added to every output row that it reaches. Where
+// cells of the vertical axis hold several taps, the rows collected are the differences
+// between an output row and the one above it, because a cell's contribution changes
+// at its two ends only; a closing running sum recovers the output. It starts afresh,
+// from a directly computed row, every kRestart rows, and is compensated (Kahan), so that
+// rounding does not build up.
+// Box sums are built by doubling (two 1s make a 2, two 2s a 4, ...), which needs
+// log2(K) additions a pixel and, unlike differences of prefix sums, cancels nothing.
+
+#include "kernels.h"
+
+#include <cstring>
+
+#ifndef PELK_LANES
+#error "PELK_LANES, PELK_REGISTERS and PELK_TABLE come from setup.py"
+#endif
+
+namespace pelk {
+namespace {
+
+constexpr int kLanes = PELK_LANES;
+// Largest tile of output rows: two vectors of each, two inputs and a weight must fit.
+constexpr int kMaxRows = (PELK_REGISTERS - 3) / 2 > 14 ? 14 : (PELK_REGISTERS - 3) / 2;
+constexpr int kMaxVectors = 6;
+constexpr int64_t kRestart = 64;
+// A strip's live rows should stay in the first-level cache.
+constexpr int64_t kStripWidth = 128;
+
+using Vec = float __attribute__((vector_size(kLanes * 4)));
+using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---------------------------------------------------------------- element types
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float from_bfloat16(uint16_t h) { return bits_to_float(uint32_t(h) << 16); }
+
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return value != value ? 0x7fc0 : uint16_t(rounded);
+}
+
+inline float from_float16(uint16_t h) {
+  const uint32_t magnitude = h & 0x7fff;
+  // Shifted into place the exponent is 112 too small; the product mends that, for
+  // subnormal numbers too. Infinities and NaNs keep the exponent of all ones.
+  const float scaled = bits_to_float(magnitude << 13) * bits_to_float(239u << 23);
+  const uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000u | (magnitude << 13)
+                                            : float_to_bits(scaled);
+  return bits_to_float(bits | (uint32_t(h & 0x8000) << 16));
+}
+
+inline uint16_t to_float16(float value) {
+  const uint32_t sign = (float_to_bits(value) >> 16) & 0x8000;
+  const uint32_t bits = float_to_bits(value) & 0x7fffffff;
+  // Below 2^-14 the result is subnormal: adding 0.5 makes the addition itself round
+  // to a multiple of 2^-24.
+  const uint32_t small = float_to_bits(bits_to_float(bits) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13;
+  uint32_t half = bits < (113u << 23) ? small : normal;
+  half = bits >= 0x477ff000 ? 0x7c00 : half;  // 65520 and above rounds to infinity
+  half = bits > 0x7f800000 ? 0x7e00 : half;
+  return uint16_t(sign | half);
+}
+
+// Copies n elements of a plane to floats; with `add`, adds them.
+void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
+  if (type == kFloat32) {
+    const float* from = static_cast<const float*>(data) + at;
+    if (!add) {
+      std::memcpy(to, from, n * sizeof(float));
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    return;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(data) + at;
+  if (type == kBFloat16) {
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = from_bfloat16(from[i]) + (add ? to[i] : 0.0f);
+  } else {
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = from_float16(from[i]) + (add ? to[i] : 0.0f);
+  }
+}
+
+void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
+  if (type == kFloat32) {
+    float* to = static_cast<float*>(data) + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] + bias;
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(data) + at;
+  if (type == kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i] + bias);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = to_float16(from[i] + bias);
+  }
+}
+
+// ---------------------------------------------------------------- register tiles
+
+// out[j][x..] += sum over b in [b0, b1) of weight[b * stride + j] * in[b][x..]
+using Mix = void (*)(float* const* out, const float* const* in, int64_t x, int b0,
+                     int b1, const float* weight, int64_t stride);
+
+template <int kRows, int kVectors>
+void mix(float* const* out, const float* const* in, int64_t x, int b0, int b1,
+         const float* weight, int64_t stride) {
+  Vec sums[kRows][kVectors] = {};
+  weight += b0 * stride;
+  for (int b = b0; b < b1; ++b, weight += stride) {
+    const float* from = in[b] + x;
+    Vec values[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) values[v] = load(from + v * kLanes);
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sums[j][v] += weight[j] * values[v];
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kRows; ++j) {
+    float* to = out[j] + x;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v)
+      store(to + v * kLanes, load(to + v * kLanes) + sums[j][v]);
+  }
+}
+
+constexpr int vectors_for(int rows) {
+  const int fit = (PELK_REGISTERS - 2) / (rows + 1);
+  return fit < 1 ? 1 : fit > kMaxVectors ? kMaxVectors : fit;
+}
+
+struct MixTable {
+  Mix of[kMaxRows + 1][kMaxVectors + 1];
+};
+
+template <int kRows, int kVectors>
+constexpr void fill_mix(MixTable& table) {
+  if constexpr (kVectors <= vectors_for(kRows)) {
+    table.of[kRows][kVectors] = &mix<kRows, kVectors>;
+    fill_mix<kRows, kVectors + 1>(table);
+  } else if constexpr (kRows < kMaxRows) {
+    fill_mix<kRows + 1, 1>(table);
+  }
+}
+
+constexpr MixTable make_mix_table() {
+  MixTable table = {};
+  fill_mix<1, 1>(table);
+  return table;
+}
+
+constexpr MixTable kMix = make_mix_table();
+
+// sums[i * stride + j] += <g[i], s[j]> over `rows` rows of `vectors` vectors; a sum is
+// kept as one vector of partial sums.
+using Inner = void (*)(float* sums, int64_t stride, const float* const* g,
+                       int64_t g_stride, const float* const* s, int64_t s_stride,
+                       int64_t rows, int64_t vectors);
+
+template <int kG, int kS>
+void inner(float* sums, int64_t stride, const float* const* g, int64_t g_stride,
+           const float* const* s, int64_t s_stride, int64_t rows, int64_t vectors) {
+  Vec total[kG][kS] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t g_at = r * g_stride + v * kLanes;
+      const int64_t s_at = r * s_stride + v * kLanes;
+      Vec across[kS];
+#pragma GCC unroll 16
+      for (int j = 0; j < kS; ++j) across[j] = load(s[j] + s_at);
+#pragma GCC unroll 16
+      for (int i = 0; i < kG; ++i) {
+        const Vec down = load(g[i] + g_at);
+#pragma GCC unroll 16
+        for (int j = 0; j < kS; ++j) total[i][j] += down * across[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kG; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kS; ++j) {
+      float* sum = sums + (i * stride + j) * kLanes;
+      store(sum, load(sum) + total[i][j]);
+    }
+}
+
+constexpr int kMaxG = PELK_REGISTERS >= 32 ? 6 : 4;
+constexpr int kMaxS = PELK_REGISTERS >= 32 ? 4 : 2;
+
+struct InnerTable {
+  Inner of[kMaxG + 1][kMaxS + 1];
+};
+
+template <int kG, int kS>
+constexpr void fill_inner(InnerTable& table) {
+  table.of[kG][kS] = &inner<kG, kS>;
+  if constexpr (kS < kMaxS) {
+    fill_inner<kG, kS + 1>(table);
+  } else if constexpr (kG < kMaxG) {
+    fill_inner<kG + 1, 1>(table);
+  }
+}
+
+constexpr InnerTable make_inner_table() {
+  InnerTable table = {};
+  fill_inner<1, 1>(table);
+  return table;
+}
+
+constexpr InnerTable kInner = make_inner_table();
+
+// ---------------------------------------------------------------- strips and rows
+
+struct Strip {
+  int64_t begin, width, padded;  // of the output
+  int64_t pitch;                 // floats from one output row to the next
+  int64_t line;                  // floats of one source row: padded + taps - 1, rounded
+};
+
+int64_t strip_count(int64_t width) {
+  return width <= kStripWidth + kStripWidth / 2 ? 1
+                                                : (width + kStripWidth - 1) / kStripWidth;
+}
+
+Strip strip_at(int64_t width, int64_t taps, int64_t index) {
+  const int64_t count = strip_count(width);
+  const int64_t step =
+      count == 1 ? width : round_up((width + count - 1) / count, kLanes);
+  Strip strip;
+  strip.begin = smaller(width, index * step);
+  strip.width = smaller(step, width - strip.begin);
+  strip.padded = round_up(step, kLanes);
+  // Rows a multiple of 512 bytes apart would contend for the same few cache sets.
+  strip.pitch = strip.padded % 128 ? strip.padded : strip.padded + 16;
+  strip.line = round_up(strip.padded + taps - 1, kLanes);
+  return strip;
+}
+
+// A source row's columns under the strip and the kernel's reach, zero outside the map.
+void read_line(float* line, const Plane& x, int64_t row, const Strip& strip,
+               int64_t radius, bool add) {
+  const int64_t first = strip.begin - radius;
+  const int64_t begin = smaller(x.width, larger(0, first));
+  const int64_t end =
+      larger(begin, smaller(x.width, strip.begin + strip.width + radius));
+  float* to = line + (begin - first);
+  if (!add) {
+    std::memset(line, 0, (begin - first) * sizeof(float));
+    float* after = to + (end - begin);
+    std::memset(after, 0, (line + strip.line - after) * sizeof(float));
+  }
+  read(to, x.data, row * x.width + begin, end - begin, x.type, add);
+}
+
+// Box sums along `count` rows; each row's levels lie `line` floats apart, the rows as
+// many levels. Level by level, because a load that straddles two fresh stores stalls.
+void sum_along(float* lines, int64_t line, int64_t count, const Axis& axis) {
+  const int64_t row_step = (axis.level_count + 1) * line;
+  for (int q = 0; q < axis.level_count; ++q) {
+    const Level level = axis.levels[q];
+    for (int64_t r = 0; r < count; ++r) {
+      const float* first = lines + r * row_step + level.first * line;
+      const float* second = lines + r * row_step + level.second * line + level.shift;
+      float* to = lines + r * row_step + (q + 1) * line;
+      for (int64_t i = 0; i <= line - level.size; i += kLanes)
+        store(to + i, load(first + i) + load(second + i));
+    }
+  }
+}
+
+// The cells whose taps touch [0, size) from somewhere in [first, last].
+void cells_in_reach(const Axis& axis, int64_t first, int64_t last, int64_t size,
+                    int32_t* begin, int32_t* end) {
+  int32_t b = 0, e = axis.cells;
+  while (b < e && last + axis.start[b + 1] - 1 - axis.radius < 0) ++b;
+  while (e > b && first + axis.start[e - 1] - axis.radius >= size) --e;
+  *begin = b;
+  *end = e;
+}
+
+// Of every vector of a strip, the cells that can be other than zero.
+struct Reach {
+  int32_t* begin;
+  int32_t* end;
+
+  void fill(const Axis& cols, const Strip& strip, int64_t width) const {
+    for (int64_t v = 0; v < strip.padded / kLanes; ++v) {
+      const int64_t x = strip.begin + v * kLanes;
+      cells_in_reach(cols, x, x + kLanes - 1, width, begin + v, end + v);
+    }
+  }
+};
+
+// Adds the mix of a row's box sums to `count` output rows.
+void mix_row(float* const* out, int count, const float* const* in, const float* weight,
+             int64_t stride, const Strip& strip, const Reach& reach) {
+  const int vectors = int(strip.padded / kLanes);
+  const int groups = (count + kMaxRows - 1) / kMaxRows;
+  for (int g = 0, row = 0; g < groups; ++g) {
+    const int rows = (count - row + groups - g - 1) / (groups - g);
+    const int most = vectors_for(rows);
+    for (int v = 0; v < vectors;) {
+      const int tile = vectors - v < most ? vectors - v : most;
+      kMix.of[rows][tile](out + row, in, v * kLanes, reach.begin[v + tile - 1],
+                          reach.end[v], weight + row, stride);
+      v += tile;
+    }
+    row += rows;
+  }
+}
+
+// Hands out aligned pieces of a thread's scratch memory; without memory, counts them.
+struct Arena {
+  char* base;
+  size_t used;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += round_up(count * sizeof(T), 64);
+    return piece;
+  }
+};
+
+// ---------------------------------------------------------------- convolution
+
+// Differences pay where they are clearly fewer than the rows that a source row reaches;
+// with small kernels or low maps the plain taps are as fast and more accurate.
+bool uses_differences(const Axis& rows, int64_t height) {
+  return 4 * (rows.cells + 1) <= 3 * smaller(rows.taps, height);
+}
+
+// Output rows, or their differences, that a source row is added to.
+int edge_count(const Axis& rows, int64_t height) {
+  return uses_differences(rows, height) ? rows.cells + 1 : rows.taps;
+}
+
+// Source rows that are read and summed at a time.
+constexpr int64_t kSourceRows = 4;
+
+struct ConvolveScratch {
+  int64_t ring;      // output rows, or differences of them, that are in the making
+  float* lines;      // of a few source rows, level 0 and above
+  float* mixing;     // weights, transposed: cells of a row, then output rows
+  float* out;        // the ring
+  float* sum;        // the running sum, the last output row
+  float* lost;       // what rounding took from it
+  const float** in;  // of each source row and horizontal cell, its box sums
+  float** to;        // of each mixed row, the output row that it is added to
+  Reach reach;
+
+  ConvolveScratch(Arena& arena, const Axis& rows, const Axis& cols, const Strip& strip,
+                  int64_t height) {
+    const int edges = edge_count(rows, height);
+    ring = smaller(height, rows.taps + kSourceRows);
+    lines = arena.take<float>(kSourceRows * (cols.level_count + 1) * strip.line + kLanes);
+    mixing = arena.take<float>(int64_t(edges) * cols.cells);
+    out = arena.take<float>(ring * strip.pitch);
+    sum = arena.take<float>(strip.padded);
+    lost = arena.take<float>(strip.padded);
+    in = arena.take<const float*>(kSourceRows * cols.cells);
+    to = arena.take<float*>(edges);
+    reach.begin = arena.take<int32_t>(strip.padded / kLanes);
+    reach.end = arena.take<int32_t>(strip.padded / kLanes);
+  }
+};
+
+size_t convolve_scratch(const Axis& rows, const Axis& cols, int64_t height,
+                        int64_t width) {
+  Arena arena = {nullptr, 0};
+  ConvolveScratch(arena, rows, cols, strip_at(width, cols.taps, 0), height);
+  return arena.used;
+}
+
+// Transposes the weights, or their differences down the kernel, for `mix`.
+void arrange(float* mixing, const float* weight, const Axis& rows, const Axis& cols,
+             bool differences, int edges) {
+  for (int b = 0; b < cols.cells; ++b, mixing += edges) {
+    float above = 0.0f;
+    for (int a = 0; a < rows.cells; ++a) {
+      const float value = weight[a * int64_t(cols.cells) + b];
+      if (differences) {
+        mixing[a] = above - value;
+      } else {
+        for (int tap = rows.start[a]; tap < rows.start[a + 1]; ++tap)
+          mixing[tap] = value;
+      }
+      above = value;
+    }
+    if (differences) mixing[rows.cells] = above;
+  }
+}
+
+void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* weight,
+              float bias, void* y, int64_t strip_index, void* memory) {
+  const Strip strip = strip_at(x.width, cols.taps, strip_index);
+  if (strip.width == 0) return;
+  const int64_t height = x.height;
+  Arena arena = {static_cast<char*>(memory), 0};
+  const ConvolveScratch scratch(arena, rows, cols, strip, height);
+  const bool differences = uses_differences(rows, height);
+  const int edges = edge_count(rows, height);
+  const int64_t line_step = (cols.level_count + 1) * strip.line;
+  arrange(scratch.mixing, weight, rows, cols, differences, edges);
+  std::memset(scratch.out, 0, scratch.ring * strip.pitch * sizeof(float));
+
+  scratch.reach.fill(cols, strip, x.width);
+  for (int64_t i = 0; i < kSourceRows; ++i)
+    for (int b = 0; b < cols.cells; ++b)
+      scratch.in[i * cols.cells + b] = scratch.lines + i * line_step +
+                                       cols.level[b] * strip.line + cols.start[b];
+
+  // An output row that the running sum starts from: each cell's source rows are summed
+  // first, then mixed.
+  const auto restart = [&](int64_t row) {
+    std::memset(scratch.sum, 0, strip.padded * sizeof(float));
+    std::memset(scratch.lost, 0, strip.padded * sizeof(float));
+    for (int a = 0; a < rows.cells; ++a) {
+      const int64_t begin = larger(0, row + rows.start[a] - rows.radius);
+      const int64_t end = smaller(height, row + rows.start[a + 1] - rows.radius);
+      if (begin >= end) continue;
+      for (int64_t r = begin; r < end; ++r)
+        read_line(scratch.lines, x, r, strip, cols.radius, r > begin);
+      sum_along(scratch.lines, strip.line, 1, cols);
+      mix_row(&scratch.sum, 1, scratch.in, weight + a * int64_t(cols.cells), 1, strip,
+              scratch.reach);
+    }
+  };
+
+  // Hands out a row of the ring that has all its contributions, and clears it.
+  const auto finish = [&](int64_t row) {
+    float* out = scratch.out + row % scratch.ring * strip.pitch;
+    const float* result = out;
+    if (differences && row % kRestart == 0) {
+      restart(row);
+      result = scratch.sum;
+    } else if (differences) {
+      for (int64_t i = 0; i < strip.padded; i += kLanes) {
+        const Vec sum = load(scratch.sum + i);
+        const Vec step = load(out + i) - load(scratch.lost + i);
+        const Vec next = sum + step;
+        store(scratch.lost + i, (next - sum) - step);
+        store(scratch.sum + i, next);
+      }
+      result = scratch.sum;
+    }
+    write(y, row * x.width + strip.begin, result, strip.width, bias, x.type);
+    std::memset(out, 0, strip.padded * sizeof(float));
+  };
+
+  // Edge j of source row r changes output row r + first_row + radius - its tap.
+  const int64_t first_row = differences ? 1 : 0;
+  const auto tap_of = [&](int j) { return differences ? rows.start[j] : j; };
+  int j0 = 0, j1 = 0;
+  for (int64_t top = 0; top < height; top += kSourceRows) {
+    const int64_t count = smaller(kSourceRows, height - top);
+    for (int64_t i = 0; i < count; ++i)
+      read_line(scratch.lines + i * line_step, x, top + i, strip, cols.radius, false);
+    sum_along(scratch.lines, strip.line, count, cols);
+    for (int64_t r = top; r < top + count; ++r) {
+      const int64_t reach = r + first_row + rows.radius;
+      while (j0 < edges && reach - tap_of(j0) >= height) ++j0;
+      while (j1 < edges && reach - tap_of(j1) >= first_row) ++j1;
+      const int64_t lap = reach - reach % scratch.ring;
+      for (int j = j0; j < j1; ++j) {
+        int64_t slot = reach - tap_of(j) - lap;
+        while (slot < 0) slot += scratch.ring;
+        scratch.to[j] = scratch.out + slot * strip.pitch;
+      }
+      if (j0 < j1)
+        mix_row(scratch.to + j0, j1 - j0, scratch.in + (r - top) * cols.cells,
+                scratch.mixing + j0, edges, strip, scratch.reach);
+    }
+    // Restarting reuses the source rows' memory, so rows are finished in between.
+    for (int64_t r = top; r < top + count; ++r)
+      if (r >= rows.radius) finish(r - rows.radius);
+  }
+  for (int64_t row = larger(0, height - rows.radius); row < height; ++row) finish(row);
+}
+
+// ---------------------------------------------------------------- weight gradient
+
+// Rows summed vertically at a time: bounds the memory of tall maps.
+constexpr int64_t kBand = 128;
+
+// Rows of a register tile's loop: enough work to pay for loading its sums, few enough
+// that all rows stay in the first-level cache.
+int64_t chunk_rows(const Axis& rows, const Strip& strip) {
+  const int64_t vectors = rows.level_count ? 24 : 64;
+  return larger(1, vectors * 16 / strip.padded);
+}
+
+struct WeightGradScratch {
+  int64_t chunk, band_rows;
+  float* lines;      // a chunk's rows of each level of the input
+  float* grads;      // a band's rows of each vertical level of the output's gradient
+  float* sums;       // cells by cells vectors
+  const float** in;  // of each horizontal cell
+  const float** down;  // of each vertical cell
+
+  WeightGradScratch(Arena& arena, const Axis& rows, const Axis& cols,
+                    const Strip& strip, int64_t height) {
+    chunk = smaller(chunk_rows(rows, strip), height);
+    band_rows = smaller(kBand, height) + rows.taps - 1;
+    lines = arena.take<float>((cols.level_count + 1) * strip.line * chunk + kLanes);
+    grads = arena.take<float>((rows.level_count + 1) * band_rows * strip.pitch);
+    sums = arena.take<float>(int64_t(rows.cells) * cols.cells * kLanes);
+    in = arena.take<const float*>(cols.cells);
+    down = arena.take<const float*>(rows.cells);
+  }
+};
+
+size_t weight_grad_scratch(const Axis& rows, const Axis& cols, int64_t height,
+                           int64_t width) {
+  Arena arena = {nullptr, 0};
+  WeightGradScratch(arena, rows, cols, strip_at(width, cols.taps, 0), height);
+  return arena.used;
+}
+
+// The gradient's rows [top, top + count) and their vertical box sums, zero outside.
+void read_band(float* grads, const Axis& rows, const Plane& grad, const Strip& strip,
+               int64_t top, int64_t count, int64_t level_step) {
+  for (int64_t i = 0; i < count; ++i) {
+    float* line = grads + i * strip.pitch;
+    const int64_t inside = top + i >= 0 && top + i < grad.height ? strip.width : 0;
+    read(line, grad.data, inside ? (top + i) * grad.width + strip.begin : 0, inside,
+         grad.type, false);
+    std::memset(line + inside, 0, (strip.padded - inside) * sizeof(float));
+    // The sums that this row completes, while their parts are still in the cache.
+    for (int q = 0; q < rows.level_count; ++q) {
+      const Level level = rows.levels[q];
+      const int64_t row = i - level.size + 1;
+      if (row < 0) continue;
+      const float* first = grads + level.first * level_step + row * strip.pitch;
+      const float* second =
+          grads + level.second * level_step + (row + level.shift) * strip.pitch;
+      float* to = grads + (q + 1) * level_step + row * strip.pitch;
+      for (int64_t v = 0; v < strip.padded; v += kLanes)
+        store(to + v, load(first + v) + load(second + v));
+    }
+  }
+}
+
+void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane& grad,
+                 double* totals, void* memory) {
+  const int64_t height = x.height;
+  for (int64_t index = 0; index < strip_count(x.width); ++index) {
+    const Strip strip = strip_at(x.width, cols.taps, index);
+    if (strip.width == 0) continue;
+    Arena arena = {static_cast<char*>(memory), 0};
+    WeightGradScratch scratch(arena, rows, cols, strip, height);
+    const int64_t grad_step = scratch.band_rows * strip.pitch;
+    const int64_t line_step = (cols.level_count + 1) * strip.line;
+    int32_t b0, b1;
+    cells_in_reach(cols, strip.begin, strip.begin + strip.width - 1, x.width, &b0, &b1);
+    for (int b = b0; b < b1; ++b)
+      scratch.in[b] = scratch.lines + cols.level[b] * strip.line + cols.start[b];
+    const int64_t cells = int64_t(rows.cells) * cols.cells;
+    std::memset(scratch.sums, 0, cells * kLanes * sizeof(float));
+
+    for (int64_t top = 0; top < height; top += kBand) {
+      const int64_t bottom = smaller(height, top + kBand);
+      read_band(scratch.grads, rows, grad, strip, top - rows.radius,
+                bottom - top + rows.taps - 1, grad_step);
+      for (int64_t r = top; r < bottom; r += scratch.chunk) {
+        const int64_t count = smaller(scratch.chunk, bottom - r);
+        for (int64_t i = 0; i < count; ++i) {
+          read_line(scratch.lines + i * line_step, x, r + i, strip, cols.radius, false);
+        }
+        sum_along(scratch.lines, strip.line, count, cols);
+        // Cell a of source row r met the output rows r + radius - (its taps).
+        int a0 = 0, a1 = rows.cells;
+        while (a0 < a1 && r + rows.radius - (rows.start[a0 + 1] - 1) >= height) ++a0;
+        while (a1 > a0 && r + count - 1 + rows.radius - rows.start[a1 - 1] < 0) --a1;
+        for (int a = a0; a < a1; ++a) {
+          const int64_t row = r - top + rows.taps - rows.start[a + 1];
+          scratch.down[a] =
+              scratch.grads + rows.level[a] * grad_step + row * strip.pitch;
+        }
+        const int a_groups = (a1 - a0 + kMaxG - 1) / kMaxG;
+        const int b_groups = (b1 - b0 + kMaxS - 1) / kMaxS;
+        for (int i = 0, a = a0; i < a_groups; ++i) {
+          const int a_count = (a1 - a + a_groups - i - 1) / (a_groups - i);
+          for (int j = 0, b = b0; j < b_groups; ++j) {
+            const int b_count = (b1 - b + b_groups - j - 1) / (b_groups - j);
+            kInner.of[a_count][b_count](
+                scratch.sums + (int64_t(a) * cols.cells + b) * kLanes, cols.cells,
+                scratch.down + a, strip.pitch, scratch.in + b, line_step, count,
+                strip.padded / kLanes);
+            b += b_count;
+          }
+          a += a_count;
+        }
+      }
+    }
+    for (int64_t i = 0; i < cells; ++i) {
+      double total = 0.0;
+      for (int lane = 0; lane < kLanes; ++lane) total += scratch.sums[i * kLanes + lane];
+      totals[i] += total;
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels PELK_TABLE = {convolve_scratch, weight_grad_scratch, strip_count,
+                                   convolve, weight_grad};
+
+}  // namespace pelk

@@ -1,0 +1,320 @@
+"""The compiled kernels against the float64 reference, on every instruction set."""
+
+import multiprocessing
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pelk_mm.ops import cpu, reference
+
+EPSILON = torch.finfo(torch.float32).eps
+VERSIONS = list(cpu.instruction_sets())
+GRID_51 = (9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9)
+GRID_101 = (17, 16, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 16, 17)
+
+pytestmark = pytest.mark.skipif(not VERSIONS, reason='the kernels are not built')
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request, monkeypatch):
+    monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, request.param)
+    return request.param
+
+
+def expand(weight, row_grid, col_grid):
+    for axis, grid in ((1, row_grid), (2, col_grid)):
+        weight = weight.repeat_interleave(torch.tensor(grid), dim=axis)
+    return weight
+
+
+def reference_results(x, weight, bias, grad, row_grid, col_grid):
+    """Output and weight gradient in the dtype of the arguments."""
+    weight = weight.detach().requires_grad_()
+    kernel = expand(weight, row_grid, col_grid)
+    out = reference.depthwise_conv2d(x, kernel, bias)
+    (weight_grad,) = torch.autograd.grad(out, weight, grad)
+    return out.detach(), weight_grad
+
+
+def error(result, expected):
+    return (result.double() - expected).square().mean().sqrt().item()
+
+
+def assert_as_good_as_direct(x, weight, bias, grad, row_grid, col_grid, slack=0.0):
+    """Errors against float64 no larger than those of torch's float32 convolution.
+
+    Where torch sums a handful of terms its error is a fraction of a unit in the last
+    place; `slack` units of the sum of the terms' magnitudes are allowed there.
+    """
+    operands = (x, weight, bias, grad)
+    exact, magnitudes, direct = (
+        reference_results(*values, row_grid, col_grid)
+        for values in (
+            [t.double() for t in operands],
+            [t.double().abs() for t in operands],
+            operands,
+        )
+    )
+    for name in VERSIONS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
+            ours = (
+                cpu.convolve(x, weight, bias, row_grid, col_grid),
+                cpu.weight_grad(x, grad, row_grid, col_grid),
+            )
+        for result, by_torch, expected, scale in zip(
+            ours, direct, exact, magnitudes, strict=True
+        ):
+            unit = EPSILON * scale.square().mean().sqrt().item()
+            assert error(result, expected) <= max(
+                error(by_torch, expected), slack * unit
+            ), name
+
+
+def random_problem(shape, rows, cols, seed, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(size, generator=generator)
+
+    x = normal(*shape) + offset
+    return x, normal(shape[1], rows, cols), normal(shape[1]), normal(*shape)
+
+
+@pytest.mark.parametrize(
+    ('grid', 'shape', 'offset'),
+    [
+        (GRID_51, (1, 2, 70, 65), 0.0),
+        (GRID_51, (1, 1, 30, 200), 3.0),
+        (GRID_51, (1, 1, 131, 31), 3.0),
+        (GRID_101, (1, 1, 90, 60), 0.0),
+    ],
+)
+def test_papers_grids_no_less_accurate_than_direct(grid, shape, offset):
+    cells = len(grid)
+    problem = random_problem(shape, cells, cells, seed=0, offset=offset)
+    # Of an input far from zero mean torch's weight gradient is all but exact.
+    assert_as_good_as_direct(*problem, grid, grid, slack=0.1 if offset else 0.0)
+
+
+@pytest.mark.parametrize('kernel', [(51, 5), (5, 51), (31, 31), (1, 1), (3, 7)])
+@pytest.mark.parametrize('shape', [(1, 2, 33, 70), (2, 2, 7, 7), (1, 1, 1, 1)])
+def test_dense_kernels_no_less_accurate_than_direct(kernel, shape):
+    grids = [(1,) * taps for taps in kernel]
+    problem = random_problem(shape, *kernel, seed=1)
+    assert_as_good_as_direct(*problem, *grids, slack=0.5)
+
+
+def grids(draw):
+    grid = draw(st.lists(st.integers(1, 9), min_size=1, max_size=9))
+    if sum(grid) % 2 == 0:
+        grid[draw(st.integers(0, len(grid) - 1))] += 1
+    return tuple(grid)
+
+
+@st.composite
+def problems(draw):
+    shape = draw(
+        st.tuples(
+            st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 70)
+        )
+    )
+    rows, cols = grids(draw), grids(draw)
+    if draw(st.booleans()):
+        rows, cols = (1,) * sum(rows), (1,) * sum(cols)
+    problem = random_problem(shape, len(rows), len(cols), draw(st.integers(0, 99)))
+    return problem, rows, cols
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(problems())
+def test_random_problems(problem):
+    operands, rows, cols = problem
+    assert_as_good_as_direct(*operands, rows, cols, slack=1)
+
+
+def test_kernel_far_larger_than_the_map():
+    x, weight, bias, grad = random_problem((2, 3, 5, 4), 15, 15, seed=2)
+    assert_as_good_as_direct(x, weight, bias, grad, GRID_101, GRID_101, slack=0.5)
+
+
+def test_rounding_does_not_build_up_down_a_tall_map(version):
+    x, weight, bias, grad = random_problem((1, 1, 1500, 9), 13, 13, seed=3, offset=2.0)
+    out = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    exact, _ = reference_results(
+        *(t.double() for t in (x, weight, bias, grad)), GRID_51, GRID_51
+    )
+    error = (out - exact).abs().amax((0, 1, 3))
+    assert error[-300:].mean() < 2 * error[:300].mean()
+
+
+def test_every_version_agrees(monkeypatch):
+    x, weight, bias, grad = random_problem((2, 3, 40, 50), 13, 13, seed=4)
+    results = []
+    for name in VERSIONS:
+        monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
+        results.append(
+            torch.cat(
+                [
+                    cpu.convolve(x, weight, bias, GRID_51, GRID_51).flatten(),
+                    cpu.weight_grad(x, grad, GRID_51, GRID_51).flatten(),
+                ]
+            )
+        )
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'view',
+    [
+        lambda x: x[:, 1:4],
+        lambda x: x[::2],
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[..., ::2],
+        lambda x: x[:, :1].expand(-1, 3, -1, -1),
+        lambda x: x.flip(0),
+    ],
+)
+def test_any_layout_gives_the_same_bits(view):
+    x = view(torch.randn(3, 6, 20, 30, generator=torch.Generator().manual_seed(5)))
+    weight = torch.linspace(-1, 1, x.shape[1] * 169).view(-1, 13, 13)
+    dense = x.contiguous().clone()
+    out = cpu.convolve(x, weight, None, GRID_51, GRID_51)
+    assert out.is_contiguous()
+    assert torch.equal(out, cpu.convolve(dense, weight, None, GRID_51, GRID_51))
+    assert torch.equal(
+        cpu.weight_grad(x, dense, GRID_51, GRID_51),
+        cpu.weight_grad(dense, x, GRID_51, GRID_51)
+        if x is dense
+        else cpu.weight_grad(dense, dense, GRID_51, GRID_51),
+    )
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8)])
+def test_empty_tensors(shape):
+    x = torch.randn(shape)
+    weight = torch.randn(shape[1], 13, 13)
+    assert cpu.convolve(x, weight, None, GRID_51, GRID_51).shape == shape
+    grad = cpu.weight_grad(x, x, GRID_51, GRID_51)
+    assert torch.equal(grad, torch.zeros(shape[1], 13, 13))
+
+
+def test_large_batch():
+    x, weight, bias, grad = random_problem((300, 2, 6, 6), 5, 5, seed=6)
+    assert_as_good_as_direct(x, weight, bias, grad, (1,) * 5, (1,) * 5, slack=0.1)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(version, dtype):
+    x, weight, bias, grad = (
+        t.to(dtype) for t in random_problem((1, 2, 40, 33), 13, 13, seed=7)
+    )
+    out = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    wide = cpu.convolve(x.float(), weight.float(), bias.float(), GRID_51, GRID_51)
+    # Rounded once, to nearest even, as torch rounds.
+    assert torch.equal(out, wide.to(dtype))
+    assert torch.equal(
+        cpu.weight_grad(x, grad, GRID_51, GRID_51),
+        cpu.weight_grad(x.float(), grad.float(), GRID_51, GRID_51),
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_every_half_number_passes_unchanged(version, dtype):
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 256, 256)
+    out = cpu.convolve(x, torch.ones(1, 1, 1), None, (1,), (1,))
+    # Adding the bias 0 turns -0 into 0 and keeps a NaN one.
+    torch.testing.assert_close(out, x, rtol=0, atol=0, equal_nan=True)
+
+
+def test_rounding_to_half_precision(version):
+    exponents = torch.arange(-30, 18).float().view(1, 1, -1, 1)
+    steps = torch.linspace(1, 2, 97).view(1, 1, 1, -1)
+    wide = torch.cat([2**exponents * steps, -(2**exponents) * steps], 2)
+    # x = 1 times a weight in float32 leaves the rounding to the output alone.
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.ones(1, wide.numel(), 1, 1, dtype=dtype)
+        out = cpu.convolve(x, wide.reshape(-1, 1, 1), None, (1,), (1,))
+        assert torch.equal(out.flatten(), wide.flatten().to(dtype))
+
+
+def test_threads_and_runs_agree(version):
+    x, weight, bias, grad = random_problem((2, 5, 50, 300), 13, 13, seed=8)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2, 3):
+            torch.set_num_threads(count)
+            results.append(
+                (
+                    cpu.convolve(x, weight, bias, GRID_51, GRID_51),
+                    cpu.weight_grad(x, grad, GRID_51, GRID_51),
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for out, weight_grad in results[1:]:
+        assert torch.equal(out, results[0][0])
+        assert torch.equal(weight_grad, results[0][1])
+
+
+def test_own_threads_agree_with_borrowed_ones(monkeypatch):
+    x, weight, bias, _ = random_problem((2, 5, 50, 60), 13, 13, seed=9)
+    borrowed = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    monkeypatch.setattr(cpu, '_borrowed_threads', lambda: None)
+    own = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    assert torch.equal(own, borrowed)
+
+
+def _convolve_in_child(queue, problem, threads):
+    torch.set_num_threads(threads)
+    x, weight, bias, _ = problem
+    queue.put(cpu.convolve(x, weight, bias, GRID_51, GRID_51).numpy())
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_forked_workers_are_unharmed(threads):
+    problem = random_problem((2, 4, 40, 40), 13, 13, seed=10)
+    x, weight, bias, _ = problem
+    # The parent's threads are up before the fork, which the child does not inherit.
+    expected = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+    child = context.Process(target=_convolve_in_child, args=(queue, problem, threads))
+    child.start()
+    try:
+        assert (queue.get(timeout=30) == expected.numpy()).all()
+    finally:
+        child.join(10)
+        child.kill()
+    assert torch.equal(cpu.convolve(x, weight, bias, GRID_51, GRID_51), expected)
+
+
+def test_offsets_beyond_32_bits():
+    # 4.3e9 elements between the two images: only the touched pages take memory.
+    stride = 2**32 + 12345
+    storage = torch.empty(stride + 64, dtype=torch.uint8)
+    storage = torch.empty(0, dtype=torch.float32).set_(
+        torch.UntypedStorage(4 * (stride + 64)), 0, (stride + 64,), (1,)
+    )
+    x = storage.as_strided((2, 1, 8, 8), (stride, 64, 8, 1))
+    x.copy_(torch.arange(128.0).view(2, 1, 8, 8))
+    weight = torch.ones(1, 3, 3)
+    out = cpu.convolve(x, weight, None, (1,) * 3, (1,) * 3)
+    assert torch.equal(out, cpu.convolve(x.clone(), weight, None, (1,) * 3, (1,) * 3))
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, 'sse9')
+    with pytest.raises(ValueError, match='PELK_MM_ISA=sse9.*choose one'):
+        cpu.instruction_set()
+
+
+def test_missing_library_warns_once(monkeypatch):
+    monkeypatch.setattr(cpu.importlib.machinery, 'EXTENSION_SUFFIXES', [])
+    with pytest.warns(RuntimeWarning, match='without its compiled CPU kernels'):
+        assert cpu._library.__wrapped__() is None

@@ -1,0 +1,23 @@
+# 36 epochs of 8 GPUs x 2 images, a tenth of the rate from epochs 27 and 33 on.
+max_epochs = 36
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=500),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        milestones=[27, 33],
+        gamma=0.1,
+    ),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,5 @@
+# PeLK-T-101 with Cascade Mask R-CNN on COCO, 3x: no figure in
+# the paper, which has B alone.
+_base_ = './cascade_mask_rcnn_pelk_t_coco.py'
+
+model = dict(backbone=dict(arch='tiny-101'))

@@ -1,0 +1,4 @@
+# PeLK-S with UperNet on ADE20K: 49.7 mIoU single-scale in the paper (table 3).
+_base_ = './upernet_pelk_t_ade20k.py'
+
+model = dict(backbone=dict(arch='small'))

@@ -59,7 +59,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(
                 f'{name} is on {tensor.device} and x on {x.device}; move one of them'
             )
-        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if tensor.dtype != x.dtype and not _autocasting(x.device.type):
             raise ValueError(
                 f'{name} is {tensor.dtype} and x is {x.dtype}; convert one of them or '
                 'run under torch.autocast'
@@ -86,13 +86,18 @@ def _check_grid(weight: Tensor, sharing_grid: Sequence[int]) -> None:
         )
 
 
+def _autocasting(kind: str) -> bool:
+    """Whether autocast is on; torch cannot be asked for devices without it (meta)."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _autocast(x: Tensor) -> Tensor:
     """Lower x as autocast does for convolutions.
 
     The weights stay as they are: the kernels compute in float32 in any case.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if _autocasting(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x
 
@@ -154,7 +159,9 @@ def depthwise_conv2d(
 
 
 def _layout(backend: str) -> torch.memory_format:
-    return torch.channels_last if backend == 'channels_last' else torch.contiguous_format
+    return (
+        torch.channels_last if backend == 'channels_last' else torch.contiguous_format
+    )
 
 
 def _reach(x: Tensor, kh: int, kw: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--arch', default='tiny', help='arch of PeLK (%(default)s)')
-    parser.add_argument('--crop', type=int, default=256, help='size of the images')
+    parser.add_argument('--crop', type=int, default=128, help='size of the images')
     parser.add_argument('--batch', type=int, default=2, help='number of images')
     parser.add_argument('--pairs', type=int, default=8, help='measured pairs')
     parser.add_argument(

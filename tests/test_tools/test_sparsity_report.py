@@ -59,9 +59,8 @@ def test_masks_say_what_was_promised():
 
 
 def test_plain_weights_without_a_backbone():
-    layers = read_layers(
-        {'stem.weight': torch.ones(2, 3), 'norm.weight': torch.ones(3)}
-    )
+    norm = {'norm.weight': torch.ones(3)}
+    layers = read_layers({'stem.weight': torch.ones(2, 3)} | norm)
     assert [layer.name for layer in layers] == ['stem.weight']
     with pytest.raises(ValueError, match='no 2-D or 4-D weights'):
         read_layers(norm)

@@ -62,6 +62,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     start = args.warm_start
     if start is not None and start != 'pelk' and not start.startswith('pelk-'):
         parser.error(f'--warm-start {start!r} is not pelk or pelk-ARCH')
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        parser.error(f'--json {args.json} is in no existing folder')
     return args
 
 

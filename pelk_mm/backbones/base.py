@@ -240,16 +240,25 @@ class LargeKernelBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise; a pretrained checkpoint in released names is an error."""
+        # Conversion builds backbones, so that it cannot be imported above.
+        from pelk_mm.checkpoints.guard import check_converted
+
         init_cfgs = (
             self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
         )
         for cfg in init_cfgs:
             if cfg['type'] == 'Pretrained':
-                # Conversion builds backbones, so that it cannot be imported above.
-                from pelk_mm.checkpoints.guard import check_converted
-
                 check_converted(cfg['checkpoint'], self)
         super().init_weights()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        """Refuse released names, which mmengine would only warn of."""
+        from pelk_mm.checkpoints.guard import check_names
+
+        check_names(name.removeprefix(prefix) for name in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
         """Set the training mode, minding ``frozen_stages`` and ``norm_eval``."""

@@ -3,6 +3,7 @@
 import pickle
 import re
 import shlex
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,6 +17,20 @@ from .arch import BACKBONES, infer_backbone
 from .convert import select_weights
 from .files import CheckpointError, read_checkpoint
 from .rules import detect_family
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise an error if parameter names are released ones.
+
+    Raises:
+        CheckpointError: If they are.
+    """
+    family = detect_family(names)
+    if family is not None:
+        raise CheckpointError(
+            f'the checkpoint has the released names of {BACKBONES[family]}; convert it '
+            'with\n  python tools/convert_checkpoint.py SRC DST\nand load DST'
+        )
 
 
 def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:

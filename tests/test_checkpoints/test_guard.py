@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from mmengine.runner import load_checkpoint
 
 from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError
@@ -98,3 +99,13 @@ def test_converted_file_and_whole_model_load(small, save, tmp_path):
 def test_missing_file_is_the_loaders_to_report(small, tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist'):
         pretrained(small()[0], tmp_path / 'nowhere.pth').init_weights()
+
+
+@pytest.mark.parametrize('family', ['slak', 'replknet'])
+def test_loading_a_whole_model_in_released_names_fails_too(small, save, family):
+    model, released = small(family)
+    whole = torch.nn.ModuleDict({'backbone': model})
+    state_dict = {f'backbone.{name}': value for name, value in released.items()}
+    path = save({'state_dict': state_dict})
+    with pytest.raises(CheckpointError, match='has the released names of'):
+        load_checkpoint(whole, str(path))

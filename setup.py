@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
@@ -75,6 +76,40 @@ KERNELS = Extension(
     optional=True,
 )
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into the built package, as mm tools look for them.
+
+    A checkout is left as it is: an editable install finds them at its root.
+    """
+
+    def run(self):
+        """Build the package, then copy."""
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            return
+        target = Path(self.build_lib) / 'pelk_mm' / '.mim'
+        for source in self._mim_files():
+            path = target / source.relative_to(ROOT)
+            self.mkpath(str(path.parent))
+            self.copy_file(str(source), str(path))
+
+    def get_outputs(self, include_bytecode=1):
+        """Files that the command makes, for the wheel's record."""
+        target = Path(self.build_lib) / 'pelk_mm' / '.mim'
+        mim = [str(target / source.relative_to(ROOT)) for source in self._mim_files()]
+        return [*super().get_outputs(include_bytecode), *mim]
+
+    @staticmethod
+    def _mim_files():
+        kinds = ('.py', '.sh', '.yml')
+        yield ROOT / 'model-index.yml'
+        for folder in ('configs', 'tools'):
+            for path in sorted((ROOT / folder).rglob('*')):
+                if path.suffix in kinds and path.is_file():
+                    yield path
+
+
 # mmsegmentation forgets to name ftfy and regex, which its text encoders import.
 OPENMMLAB = [
     'mmengine==0.10.7',
@@ -105,7 +140,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['pelk_mm', 'pelk_mm.*']),
     ext_modules=[KERNELS],
-    cmdclass={'build_ext': BuildKernels},
+    cmdclass={'build_ext': BuildKernels, 'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     # The mm packages are extras because two distributions provide the same
     # modules: a hard requirement on one would break users of the other.

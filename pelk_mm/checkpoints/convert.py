@@ -213,7 +213,10 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     if not tensors:
         raise CheckpointError(f'its {key or "state dict"} is empty')
     for name, value in tensors.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        # A name is printed; one with control characters could steer the terminal.
+        if not isinstance(name, str) or not name.isprintable():
+            raise CheckpointError(f'it has a tensor under {name!r}, which is no name')
+        if not isinstance(value, Tensor):
             raise CheckpointError(
                 f'its {key or "top level"} holds {name!r} of type '
                 f'{type(value).__name__} where weights have tensors by name'
@@ -223,7 +226,8 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     for name in (str(name) for name in content if key is not None):
         if name not in (key, 'meta'):
             weights = name in ('model', 'model_ema', 'state_dict')
-            dropped[name] = _OTHER_WEIGHTS if weights else _TRAINING
+            shown = name if name.isprintable() else ascii(name)
+            dropped[shown] = _OTHER_WEIGHTS if weights else _TRAINING
     return Source(key, dict(tensors), meta if isinstance(meta, dict) else {}, dropped)
 
 
@@ -268,6 +272,7 @@ def _convert(
 ) -> dict[str, Tensor]:
     """The tensors under their new full names; the report is filled in."""
     body, heads = _split(tensors, report)
+    report.whole = bool(heads)
     released = detect_family(body)
     family = released or detect_family(body, ours=True)
     if family is None:
@@ -297,8 +302,11 @@ def _convert(
         ]
     _measure_density(weights, report)
     if warm_start:
-        if not report.complete:  # the report says why
-            return {}
+        if not report.complete:
+            raise CheckpointError(
+                'PeLK starts from complete weights alone, and '
+                f'{report.summarise_problems()}'
+            )
         weights = _warm_start(weights, body, report, warm_start)
     if official:
         if family not in families():

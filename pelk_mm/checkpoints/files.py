@@ -73,18 +73,18 @@ def read_checkpoint(path: str | Path) -> Any:
         return _read(path)
     except CheckpointError:
         raise
-    except (ImportError, FileNotFoundError) as error:
+    except (ImportError, FileNotFoundError, PermissionError) as error:
         raise CheckpointError(str(error)) from error
     except pickle.UnpicklingError as error:
         if 'could run code' in str(error):
             raise CheckpointError(str(error)) from error
-        raise CheckpointError(_damaged(path, error)) from error
+        raise CheckpointError(_damaged(path, 'its pickle makes no sense')) from error
     except Exception as error:  # whatever a parser makes of bytes that mean nothing
-        raise CheckpointError(_damaged(path, error)) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(_damaged(path, ascii(reason[:200])[1:-1])) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _damaged(path: Path, reason: str) -> str:
     return f'{path} is damaged or no checkpoint ({reason}); download it again'
 
 

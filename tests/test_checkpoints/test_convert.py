@@ -273,6 +273,27 @@ def test_whole_models_of_older_frameworks(small, convert, config, family):
     assert all('head' in reason for k, reason in report.dropped.items() if k[0] == 'n')
 
 
+def test_whole_model_warm_starts_with_its_heads(small, convert):
+    _, content = whole_model('upernet_slak_t_ade20k.py', 'slak', small)
+    report, written = convert(content, warm_start='pelk')
+    assert report.complete
+    assert written['meta']['backbone']['type'] == 'PeLK'
+    weights = written['state_dict']
+    assert 'backbone.stages.0.position_embedding' in weights
+    heads = {k: v for k, v in content['state_dict'].items() if 'head' in k}
+    assert same({key: weights[key] for key in heads}, heads)
+
+
+def test_whole_model_without_output_norms_is_damaged(small, convert):
+    _, content = whole_model('upernet_slak_t_ade20k.py', 'slak', small)
+    for name in [name for name in content['state_dict'] if '.norm' in name[:14]]:
+        del content['state_dict'][name]
+    report, _ = convert(content)
+    assert report.missing == [
+        f'norm{i}.{end}' for i in range(4) for end in ('weight', 'bias')
+    ]
+
+
 def test_this_packages_names_pass_through(small, convert):
     model, _ = small()
     whole = {f'backbone.{key}': value for key, value in model.state_dict().items()}
@@ -320,6 +341,10 @@ def test_incomplete(small, convert, change, problem):
     report, written = convert(released, strict=False)
     assert not report.complete
     assert len(written['state_dict']) >= len(released) - 1
+    with pytest.raises(
+        CheckpointError, match='PeLK starts from complete weights alone'
+    ):
+        convert(released, strict=False, warm_start='pelk')
 
 
 @pytest.mark.parametrize(

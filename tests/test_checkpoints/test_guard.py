@@ -84,13 +84,15 @@ def test_downloaded_file(small, save, monkeypatch, tmp_path):
     assert command_of(error)[2] == str(tmp_path / 'checkpoints/a.pth')
 
 
-def test_converted_file_and_whole_model_load(small, save, tmp_path):
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_converted_file_loads(small, save, tmp_path, suffix):
+    if suffix == '.safetensors':
+        pytest.importorskip('safetensors')
     model, released = small()
-    convert_checkpoint(save(released), tmp_path / 'dst.pth', prefix='backbone.')
+    path = tmp_path / f'dst{suffix}'
+    convert_checkpoint(save(released), path, prefix='backbone.')
     other, _ = small()
-    other.init_cfg = dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'dst.pth'), prefix='backbone.'
-    )
+    other.init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
     other.init_weights()
     for a, b in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)

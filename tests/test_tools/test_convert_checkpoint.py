@@ -121,6 +121,14 @@ BAD_FILES = {
         lambda: saved({'state_dict': {'a': 1}}),
         "its state_dict holds 'a' of type int where weights have tensors by name",
     ),
+    'numbered': (
+        lambda: saved({1: torch.zeros(1)}),
+        'tensor under 1, which is no name',
+    ),
+    'control characters': (
+        lambda: saved(changed(**{'a\x1b[2Jb': torch.zeros(1)})),
+        r"it has a tensor under 'a\\x1b\[2Jb', which is no name",
+    ),
     'nothing': (lambda: saved({}), 'its state dict is empty'),
     'averaged alone': (lambda: saved({'model_ema': released()}), 'give --ema'),
     'other network': (
@@ -457,7 +465,12 @@ SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 5, 6, 16]), max_size=4)
     added=st.dictionaries(NAMES, SHAPES, max_size=4),
     alone=st.booleans(),
     options=st.sampled_from(
-        [(), ('--no-strict',), ('--warm-start', 'pelk'), ('--to', 'official')]
+        [
+            (),
+            ('--no-strict',),
+            ('--no-strict', '--warm-start', 'pelk'),
+            ('--to', 'official', '--no-strict'),
+        ]
     ),
 )
 def test_fuzzed_names(fuzzed, removed, added, alone, options):

@@ -6,3 +6,4 @@ model = dict(
     neck=dict(in_channels=[166, 332, 665, 1331]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))
+default_hooks = dict(sparsity=dict(update_interval=100, prune_rate=0.3))

@@ -4,6 +4,7 @@ _base_ = [
     './_base_/datasets/coco_instance.py',
     './_base_/schedules/adamw_3x.py',
     './_base_/mmdet_runtime.py',
+    './_base_/sparsity.py',
 ]
 
 model = dict(
@@ -20,3 +21,4 @@ optim_wrapper = dict(
     constructor='LargeKernelLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise'),
 )
+default_hooks = dict(sparsity=_base_.sparsity)

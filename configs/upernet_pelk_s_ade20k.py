@@ -2,3 +2,4 @@
 _base_ = './upernet_pelk_t_ade20k.py'
 
 model = dict(backbone=dict(arch='small'))
+default_hooks = dict(sparsity=dict(update_interval=100, prune_rate=0.3))

@@ -4,6 +4,7 @@ _base_ = [
     './_base_/datasets/ade20k.py',
     './_base_/schedules/adamw_160k.py',
     './_base_/mmseg_runtime.py',
+    './_base_/sparsity.py',
 ]
 
 model = dict(
@@ -17,3 +18,4 @@ optim_wrapper = dict(
     constructor='LargeKernelLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise'),
 )
+default_hooks = dict(sparsity=_base_.sparsity)

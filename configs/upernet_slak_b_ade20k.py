@@ -6,3 +6,4 @@ model = dict(
     decode_head=dict(in_channels=[166, 332, 665, 1331]),
     auxiliary_head=dict(in_channels=665),
 )
+default_hooks = dict(sparsity=dict(update_interval=100, prune_rate=0.3))

@@ -82,7 +82,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 
-scale = (256, 256)
+scale = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -99,7 +99,7 @@ test_pipeline = [
 ]
 loading = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     **loading,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
@@ -111,21 +111,21 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-max_iters = 300
+max_iters = 900
 train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100
+    _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=300
 )
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
+    optimizer=dict(lr=1.5e-3),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
         by_epoch=False,
-        begin=30,
+        begin=50,
         end=max_iters,
         eta_min_ratio=0.01,
     ),

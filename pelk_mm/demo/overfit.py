@@ -83,7 +83,7 @@ def run_overfit(
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data)
         loader.dataset.ann_file = str(path)
-    cfg.train_dataloader.batch_size = min(cfg.train_dataloader.batch_size, count)
+    cfg.train_dataloader.batch_size = min(count, cfg.train_dataloader.batch_size)
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(path)
     if iters is not None:
         warm_up, decay = cfg.param_scheduler

@@ -35,6 +35,11 @@ _library.define(
 # ------------------------------------------------------------------------- checks
 
 
+def _under_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse what no backend could make sense of."""
     if x.dim() != 4 or weight.dim() != 3:
@@ -59,7 +64,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(
                 f'{name} is on {tensor.device} and x on {x.device}; move one of them'
             )
-        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if tensor.dtype != x.dtype and not _under_autocast(x):
             raise ValueError(
                 f'{name} is {tensor.dtype} and x is {x.dtype}; convert one of them or '
                 'run under torch.autocast'
@@ -91,9 +96,8 @@ def _autocast(x: Tensor) -> Tensor:
 
     The weights stay as they are: the kernels compute in float32 in any case.
     """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
+    if _under_autocast(x) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 
 
@@ -154,7 +158,9 @@ def depthwise_conv2d(
 
 
 def _layout(backend: str) -> torch.memory_format:
-    return torch.channels_last if backend == 'channels_last' else torch.contiguous_format
+    return (
+        torch.channels_last if backend == 'channels_last' else torch.contiguous_format
+    )
 
 
 def _reach(x: Tensor, kh: int, kw: int) -> tuple[int, int]:

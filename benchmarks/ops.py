@@ -9,6 +9,7 @@ All methods of a line take turns in one run, so that ratios survive a busy machi
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -265,6 +266,10 @@ def main() -> None:
             columns = ' | '.join(f'{ratios[m]:.2f}' for m in METHODS[1:])
             print(f'| {name} | {best} | {ratios[best]:.2f} | {columns} |', flush=True)
             results.append({'work': name, 'suite': suite, 'seconds': medians})
+    scaling = [r for r in results if r['suite'] == 'scaling']
+    for before, after in itertools.pairwise(scaling):
+        growth = after['seconds']['ours'] / before['seconds']['ours']
+        print(f'\n{after["work"]}: {growth:.2f} x the time of the line above', end='')
     if args.json:
         Path(args.json).write_text(
             json.dumps({**setting, 'results': results}, indent=1)

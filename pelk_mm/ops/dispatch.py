@@ -35,6 +35,12 @@ _library.define(
 # ------------------------------------------------------------------------- checks
 
 
+def _under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on; torch cannot be asked for devices without it (meta)."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse what no backend could make sense of."""
     if x.dim() != 4 or weight.dim() != 3:
@@ -59,7 +65,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(
                 f'{name} is on {tensor.device} and x on {x.device}; move one of them'
             )
-        if tensor.dtype != x.dtype and not _autocasting(x.device.type):
+        if tensor.dtype != x.dtype and not _under_autocast(x):
             raise ValueError(
                 f'{name} is {tensor.dtype} and x is {x.dtype}; convert one of them or '
                 'run under torch.autocast'
@@ -86,19 +92,13 @@ def _check_grid(weight: Tensor, sharing_grid: Sequence[int]) -> None:
         )
 
 
-def _autocasting(kind: str) -> bool:
-    """Whether autocast is on; torch cannot be asked for devices without it (meta)."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def _autocast(x: Tensor) -> Tensor:
     """Lower x as autocast does for convolutions.
 
     The weights stay as they are: the kernels compute in float32 in any case.
     """
-    kind = x.device.type
-    if _autocasting(kind) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
+    if _under_autocast(x) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 
 

@@ -4,6 +4,7 @@ A measured cost model, not a timing: timings differ from run to run, and with th
 choice and the last bits of the result.
 """
 
+import functools
 import math
 import os
 
@@ -63,45 +64,70 @@ def choose(
         check(backend)
     if backend is not None:
         return backend
+    return _cheapest(work, tuple(x_shape), kernel, cpu.instruction_set() is not None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cheapest(
+    work: str, x_shape: tuple[int, ...], kernel: tuple[int, int], compiled: bool
+) -> str:
     costs = _COSTS[work]
-    available = [
-        name for name in costs if name != 'direct' or cpu.instruction_set() is not None
-    ]
+    available = [name for name in costs if compiled or name != 'direct']
     return min(available, key=lambda name: costs[name](x_shape, kernel))
 
 
-# Expected time of each backend: nanoseconds a plane on one thread, fitted to
-# `benchmarks/ops.py`. Only their ratios matter.
+# Expected time of each backend: nanoseconds a plane on one thread, fitted to what
+# `benchmarks/ops.py` measures with AVX-512. Only their ratios matter.
+
+
+def _met(size: int, taps: int) -> float:
+    """Taps that meet the map, on average over its pixels along one axis."""
+    radius = min(taps // 2, size - 1)
+    return 2 * radius + 1 - radius * (radius + 1) / max(1, size)
+
+
+def _products(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
+    """Vectors of products that the compiled kernels compute a row."""
+    vectors = math.ceil(x_shape[3] / 16)
+    return vectors * _met(x_shape[2], kernel[0]) * min(kernel[1], x_shape[3] + 15)
 
 
 def _direct(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
-    rows, vectors = x_shape[2], math.ceil(x_shape[3] / 16)
-    return rows * (40 + vectors * (12 + 0.22 * kernel[0] * kernel[1]))
+    rows = x_shape[2] * (55 + 0.24 * _products(x_shape, kernel))
+    return 0.9 * kernel[0] * kernel[1] + rows
 
 
 def _direct_weight_grad(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
-    rows, vectors = x_shape[2], math.ceil(x_shape[3] / 16)
-    return 500 + rows * (40 + vectors * (12 + 0.26 * kernel[0] * kernel[1]))
+    rows = x_shape[2] * (40 + 0.31 * _products(x_shape, kernel))
+    return 4 * kernel[0] * kernel[1] + rows
 
 
 def _fft(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
     height, width = fft.lengths(x_shape, kernel)
     points = height * width
-    return (2 + 1 / max(1, x_shape[0])) * (400 + 0.18 * points * math.log2(points))
+    # The transforms of the kernels serve the whole batch.
+    return (2 + 1 / max(1, x_shape[0])) * (700 + 0.19 * points * math.log2(points))
+
+
+def _torch_pixel(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
+    return _met(x_shape[2], kernel[0]) * _met(x_shape[3], kernel[1])
 
 
 def _channels_last(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
-    return x_shape[2] * x_shape[3] * (2.6 + 0.02 * kernel[0] * kernel[1])
+    # Square kernels between 7 and 15 or so fall between two of oneDNN's algorithms.
+    pause = 7.0 if 7 < min(kernel) <= 15 else 0.0
+    pixel = 2.3 + pause + 0.022 * _torch_pixel(x_shape, kernel)
+    return x_shape[2] * x_shape[3] * pixel
 
 
 def _nchw(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
     # Above this width oneDNN's kernel gives way to a plain one.
     tap = 0.02 if kernel[1] <= 13 else 0.6
-    return x_shape[2] * x_shape[3] * (1.3 + tap * kernel[0] * kernel[1])
+    return x_shape[2] * x_shape[3] * (1.4 + tap * _torch_pixel(x_shape, kernel))
 
 
 def _torch_weight_grad(x_shape: tuple[int, ...], kernel: tuple[int, int]) -> float:
-    return x_shape[2] * x_shape[3] * (1.0 + 0.5 * kernel[0] * kernel[1])
+    return x_shape[2] * x_shape[3] * (1.0 + 0.5 * _torch_pixel(x_shape, kernel))
 
 
 _COSTS = {

@@ -89,12 +89,21 @@ inline uint16_t to_float16(float value) {
   return uint16_t(sign | half);
 }
 
+// Rows are short: a loop beats a call into the C library.
+void clear(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, Vec{});
+  for (; i < n; ++i) to[i] = 0.0f;
+}
+
 // Copies n elements of a plane to floats; with `add`, adds them.
 void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
   if (type == kFloat32) {
     const float* from = static_cast<const float*>(data) + at;
     if (!add) {
-      std::memcpy(to, from, n * sizeof(float));
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+      for (; i < n; ++i) to[i] = from[i];
       return;
     }
     for (int64_t i = 0; i < n; ++i) to[i] += from[i];
@@ -276,9 +285,9 @@ void read_line(float* line, const Plane& x, int64_t row, const Strip& strip,
       larger(begin, smaller(x.width, strip.begin + strip.width + radius));
   float* to = line + (begin - first);
   if (!add) {
-    std::memset(line, 0, (begin - first) * sizeof(float));
+    clear(line, begin - first);
     float* after = to + (end - begin);
-    std::memset(after, 0, (line + strip.line - after) * sizeof(float));
+    clear(after, line + strip.line - after);
   }
   read(to, x.data, row * x.width + begin, end - begin, x.type, add);
 }
@@ -405,19 +414,22 @@ size_t convolve_scratch(const Axis& rows, const Axis& cols, int64_t height,
 // Transposes the weights, or their differences down the kernel, for `mix`.
 void arrange(float* mixing, const float* weight, const Axis& rows, const Axis& cols,
              bool differences, int edges) {
+  if (!differences) {
+    for (int a = 0; a < rows.cells; ++a) {
+      const float* row = weight + a * int64_t(cols.cells);
+      for (int tap = rows.start[a]; tap < rows.start[a + 1]; ++tap)
+        for (int b = 0; b < cols.cells; ++b) mixing[b * int64_t(edges) + tap] = row[b];
+    }
+    return;
+  }
   for (int b = 0; b < cols.cells; ++b, mixing += edges) {
     float above = 0.0f;
     for (int a = 0; a < rows.cells; ++a) {
       const float value = weight[a * int64_t(cols.cells) + b];
-      if (differences) {
-        mixing[a] = above - value;
-      } else {
-        for (int tap = rows.start[a]; tap < rows.start[a + 1]; ++tap)
-          mixing[tap] = value;
-      }
+      mixing[a] = above - value;
       above = value;
     }
-    if (differences) mixing[rows.cells] = above;
+    mixing[rows.cells] = above;
   }
 }
 
@@ -432,7 +444,7 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
   const int edges = edge_count(rows, height);
   const int64_t line_step = (cols.level_count + 1) * strip.line;
   arrange(scratch.mixing, weight, rows, cols, differences, edges);
-  std::memset(scratch.out, 0, scratch.ring * strip.pitch * sizeof(float));
+  clear(scratch.out, scratch.ring * strip.pitch);
 
   scratch.reach.fill(cols, strip, x.width);
   for (int64_t i = 0; i < kSourceRows; ++i)
@@ -443,8 +455,8 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
   // An output row that the running sum starts from: each cell's source rows are summed
   // first, then mixed.
   const auto restart = [&](int64_t row) {
-    std::memset(scratch.sum, 0, strip.padded * sizeof(float));
-    std::memset(scratch.lost, 0, strip.padded * sizeof(float));
+    clear(scratch.sum, strip.padded);
+    clear(scratch.lost, strip.padded);
     for (int a = 0; a < rows.cells; ++a) {
       const int64_t begin = larger(0, row + rows.start[a] - rows.radius);
       const int64_t end = smaller(height, row + rows.start[a + 1] - rows.radius);
@@ -458,8 +470,10 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
   };
 
   // Hands out a row of the ring that has all its contributions, and clears it.
+  int64_t finish_slot = 0;
   const auto finish = [&](int64_t row) {
-    float* out = scratch.out + row % scratch.ring * strip.pitch;
+    float* out = scratch.out + finish_slot * strip.pitch;
+    if (++finish_slot == scratch.ring) finish_slot = 0;
     const float* result = out;
     if (differences && row % kRestart == 0) {
       restart(row);
@@ -475,13 +489,14 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
       result = scratch.sum;
     }
     write(y, row * x.width + strip.begin, result, strip.width, bias, x.type);
-    std::memset(out, 0, strip.padded * sizeof(float));
+    clear(out, strip.padded);
   };
 
   // Edge j of source row r changes output row r + first_row + radius - its tap.
   const int64_t first_row = differences ? 1 : 0;
   const auto tap_of = [&](int j) { return differences ? rows.start[j] : j; };
   int j0 = 0, j1 = 0;
+  int64_t lap = 0;  // the row that the ring's first slot held last
   for (int64_t top = 0; top < height; top += kSourceRows) {
     const int64_t count = smaller(kSourceRows, height - top);
     for (int64_t i = 0; i < count; ++i)
@@ -491,7 +506,7 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
       const int64_t reach = r + first_row + rows.radius;
       while (j0 < edges && reach - tap_of(j0) >= height) ++j0;
       while (j1 < edges && reach - tap_of(j1) >= first_row) ++j1;
-      const int64_t lap = reach - reach % scratch.ring;
+      while (reach - lap >= scratch.ring) lap += scratch.ring;
       for (int j = j0; j < j1; ++j) {
         int64_t slot = reach - tap_of(j) - lap;
         while (slot < 0) slot += scratch.ring;
@@ -555,7 +570,7 @@ void read_band(float* grads, const Axis& rows, const Plane& grad, const Strip& s
     const int64_t inside = top + i >= 0 && top + i < grad.height ? strip.width : 0;
     read(line, grad.data, inside ? (top + i) * grad.width + strip.begin : 0, inside,
          grad.type, false);
-    std::memset(line + inside, 0, (strip.padded - inside) * sizeof(float));
+    clear(line + inside, strip.padded - inside);
     // The sums that this row completes, while their parts are still in the cache.
     for (int q = 0; q < rows.level_count; ++q) {
       const Level level = rows.levels[q];
@@ -586,7 +601,7 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
     for (int b = b0; b < b1; ++b)
       scratch.in[b] = scratch.lines + cols.level[b] * strip.line + cols.start[b];
     const int64_t cells = int64_t(rows.cells) * cols.cells;
-    std::memset(scratch.sums, 0, cells * kLanes * sizeof(float));
+    clear(scratch.sums, cells * kLanes);
 
     for (int64_t top = 0; top < height; top += kBand) {
       const int64_t bottom = smaller(height, top + kBand);
@@ -624,9 +639,11 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
       }
     }
     for (int64_t i = 0; i < cells; ++i) {
-      double total = 0.0;
-      for (int lane = 0; lane < kLanes; ++lane) total += scratch.sums[i * kLanes + lane];
-      totals[i] += total;
+      // Four chains, for one would wait for every addition.
+      double parts[4] = {};
+      for (int lane = 0; lane < kLanes; lane += 4)
+        for (int k = 0; k < 4; ++k) parts[k] += scratch.sums[i * kLanes + lane + k];
+      totals[i] += (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
   }
 }

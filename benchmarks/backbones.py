@@ -1,0 +1,148 @@
+"""Time whole models with the fast operators against plain `nn.Conv2d`.
+
+Both versions are the same model with the same weights: the plain one calls torch's
+convolution on the expanded kernels instead of `pelk_mm.ops`. They take turns in one
+run. `docs/performance.md` quotes the table.
+
+    python benchmarks/backbones.py              a training step of UperNet
+    python benchmarks/backbones.py --forward    inference
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg.utils import register_all_modules
+from ops import clock, processor
+
+import pelk_mm  # noqa: F401  registers the backbones
+from pelk_mm import ops
+from pelk_mm.layers import depthwise, peripheral
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+MODEL_CONFIGS = (
+    'upernet_pelk_t_ade20k.py',
+    'upernet_slak_t_ade20k.py',
+    'upernet_replknet_31b_ade20k.py',
+)
+
+
+def _plain_depthwise(x, weight, bias=None):
+    kh, kw = weight.shape[1:]
+    return F.conv2d(
+        x,
+        weight.unsqueeze(1),
+        bias,
+        padding=(kh // 2, kw // 2),
+        groups=x.shape[1],
+    )
+
+
+def _plain_peripheral(x, weight, sharing_grid, bias=None):
+    return _plain_depthwise(x, ops.expand_kernel(weight, sharing_grid), bias)
+
+
+@contextlib.contextmanager
+def plain():
+    """Make the layers call torch's convolution in the layout they are given."""
+    with (
+        mock.patch.object(depthwise, 'depthwise_conv2d', _plain_depthwise),
+        mock.patch.object(peripheral, 'peripheral_conv2d', _plain_peripheral),
+    ):
+        yield
+
+
+def build(config: str) -> torch.nn.Module:
+    """Build a segmentor from one of our configs, without pretrained weights.
+
+    Args:
+        config: File name in `configs/`.
+
+    Returns:
+        The model, in training mode.
+    """
+    model = Config.fromfile(CONFIGS / config).model
+    model.backbone.init_cfg = None
+    # Synchronised norms need a process group.
+    for part in (model.backbone, model.decode_head, model.auxiliary_head):
+        if 'SyncBN' in str(part.get('norm_cfg')):
+            part.norm_cfg = {'type': 'BN', 'requires_grad': True}
+    return MODELS.build(model).train()
+
+
+def step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> float:
+    """Time a training step without the optimiser, or the features in inference.
+
+    Args:
+        model: Segmentor out of `build`.
+        images: Batch of shape (N, 3, H, W).
+        train: Whether to compute losses and gradients.
+
+    Returns:
+        Seconds.
+    """
+    samples = []
+    for image in images:
+        labels = torch.randint(0, model.num_classes, (1, *image.shape[1:]))
+        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels)))
+    start = clock()
+    if train:
+        losses = model(images, samples, mode='loss')
+        sum(v.sum() for k, v in losses.items() if 'loss' in k).backward()
+        model.zero_grad()
+    else:
+        with torch.no_grad():
+            model(images, mode='tensor')
+    return clock() - start
+
+
+def main() -> None:
+    """Run the models and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--config', action='append', help='file name in configs/')
+    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--size', type=int, default=512)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--turns', type=int, default=3)
+    parser.add_argument('--forward', action='store_true', help='inference only')
+    parser.add_argument('--json', help='file to write all medians to')
+    args = parser.parse_args()
+    register_all_modules(init_default_scope=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(
+        f'processor: {processor()}, instruction set: {ops.instruction_set()}, '
+        f'threads: {args.threads}, torch: {torch.__version__}\n'
+    )
+    work = 'inference' if args.forward else 'training step'
+    print(f'| {work}, {args.batch} x {args.size} x {args.size} | x faster than plain |')
+    print('|---|---|', flush=True)
+    results = {}
+    for config in args.config or MODEL_CONFIGS:
+        model = build(config)
+        model.train(not args.forward)
+        images = torch.randn(args.batch, 3, args.size, args.size)
+        step(model, images, not args.forward)
+        ours, others = [], []
+        for _ in range(args.turns):
+            ours.append(step(model, images, not args.forward))
+            with plain():
+                others.append(step(model, images, not args.forward))
+        medians = {'ours': statistics.median(ours), 'plain': statistics.median(others)}
+        print(f'| {config} | {medians["plain"] / medians["ours"]:.1f} |', flush=True)
+        results[config] = medians
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,282 @@
+"""Time the large-kernel operators against torch's convolutions and the FFT.
+
+All methods of a line take turns in one run, so that ratios survive a busy machine.
+`docs/performance.md` quotes the tables.
+
+    python benchmarks/ops.py                    every suite, 2 threads
+    python benchmarks/ops.py --suite stripes    one of them
+    python benchmarks/ops.py --plot time_against_kernel.png
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from pelk_mm import ops
+
+TORCH_METHODS = ('nchw', 'channels_last')
+METHODS = ('ours', 'fft', *TORCH_METHODS)
+# The half grids of the paper's rule, outermost cell first.
+GRIDS = {
+    7: (1, 1, 1, 1),
+    13: (2, 2, 1, 1, 1),
+    31: (7, 4, 2, 1, 1, 1),
+    51: (9, 8, 4, 2, 1, 1, 1),
+    101: (17, 16, 8, 4, 2, 1, 1, 1, 1),
+    201: (35, 32, 16, 8, 4, 2, 1, 1, 1, 1),
+}
+PERIPHERAL_SHAPES = ((1, 46, 128, 512), (2, 46, 128, 128))
+STAGES = (128, 64, 32, 16)  # maps of the four stages of a 512 x 512 input
+SLAK_T = tuple(zip((124, 249, 499, 998), STAGES, (51, 49, 47, 13), strict=True))
+REPLKNET = tuple(zip((128, 256, 512, 1024), STAGES, (31, 29, 27, 13), strict=True))
+
+
+def clock() -> float:
+    """Read the wall clock, or on one thread the time that it had the processor.
+
+    The latter leaves out what other programs take from a busy machine.
+    """
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def processor() -> str:
+    """Name the processor, as far as the system tells."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(':', 1) for line in lines if ':' in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    name = fields.get('model name', platform.machine())
+    return f'{name}, model {fields.get("model", "?")}'
+
+
+def grid(taps: int) -> tuple[int, ...]:
+    """Mirror the half grid of a kernel size."""
+    half = GRIDS[taps]
+    return half[:-1] + (1,) + half[-2::-1]
+
+
+class Case:
+    """One line of a table: the same work by every method.
+
+    Args:
+        shape: Shape (N, C, H, W) of the input.
+        kernels: Sizes (kh, kw) of the kernels applied to the input and summed.
+        sharing_grid: Grid of a peripheral convolution; None for dense kernels.
+        backward: Whether to time the gradients too.
+        methods: Methods to compare.
+    """
+
+    def __init__(
+        self, shape, kernels, sharing_grid=None, backward=False, methods=METHODS
+    ):
+        self.backward, self.sharing_grid, self.methods = backward, sharing_grid, methods
+        self.x = torch.randn(shape, requires_grad=backward)
+        self.grad = torch.randn(shape)
+        self.weights = [
+            torch.randn(shape[1], kh, kw, requires_grad=backward) for kh, kw in kernels
+        ]
+        cells = len(sharing_grid or ())
+        self.shared = torch.randn(shape[1], cells, cells, requires_grad=backward)
+
+    def _convolve(self, method):
+        if method == 'ours' and self.sharing_grid:
+            return ops.peripheral_conv2d(self.x, self.shared, self.sharing_grid)
+        out = 0
+        for weight in self.weights:
+            if method in ('ours', 'fft'):
+                backend = 'fft' if method == 'fft' else None
+                out = out + ops.depthwise_conv2d(self.x, weight, backend=backend)
+            else:
+                kh, kw = weight.shape[1:]
+                layout = getattr(torch, method, torch.contiguous_format)
+                out = out + F.conv2d(
+                    self.x.contiguous(memory_format=layout),
+                    weight.unsqueeze(1),
+                    padding=(kh // 2, kw // 2),
+                    groups=self.x.shape[1],
+                )
+        return out
+
+    def run(self, method: str) -> float:
+        """Time the work once.
+
+        Args:
+            method: A name out of `METHODS`.
+
+        Returns:
+            Seconds.
+        """
+        start = clock()
+        if self.backward:
+            leaves = (
+                [self.shared]
+                if method == 'ours' and self.sharing_grid
+                else (self.weights)
+            )
+            torch.autograd.grad(self._convolve(method), [self.x, *leaves], self.grad)
+        else:
+            with torch.no_grad():
+                self._convolve(method)
+        return clock() - start
+
+    def project(self, method: str) -> float:
+        """Estimate the seconds of a method from a few channels of one image."""
+        _, channels, height, width = self.x.shape
+        # Planes are independent; in channels_last a vector holds 16 of them.
+        few = min(channels, 16 if method == 'channels_last' else 2)
+        kernels = [weight.shape[1:] for weight in self.weights]
+        small = Case(
+            (1, few, height, width), kernels, self.sharing_grid, self.backward, ()
+        )
+        first = small.run(method)
+        best = first if first > 0.1 else min(small.run(method) for _ in range(3))
+        return best * self.x.shape[0] * channels / few
+
+    def measure(self, seconds: float) -> dict[str, float]:
+        """Let the methods take turns.
+
+        Args:
+            seconds: Time to spend, about.
+
+        Returns:
+            Median seconds by method. A method that would be far behind is not run in
+            full; its time is projected from a few channels.
+        """
+        turn = self.run('fft')
+        projected = {m: self.project(m) for m in self.methods if m in TORCH_METHODS}
+        contenders = [m for m in self.methods if projected.get(m, 0) < 6 * turn]
+        times: dict[str, list[float]] = {method: [] for method in contenders}
+        for method in contenders:
+            self.run(method)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times[contenders[0]]) < 3:
+            for method in contenders:
+                times[method].append(self.run(method))
+        return projected | {m: statistics.median(turns) for m, turns in times.items()}
+
+
+def cases(suite: str):
+    """Yield the lines of a suite as (label, Case)."""
+    passes = (('forward', False), ('forward + backward', True))
+    if suite == 'peripheral':
+        for shape in PERIPHERAL_SHAPES:
+            for taps in (51, 101):
+                for label, backward in passes:
+                    name = f'peripheral K={taps} {"x".join(map(str, shape))} {label}'
+                    yield name, Case(shape, [(taps, taps)], grid(taps), backward)
+    if suite == 'stripes':
+        for channels, size, taps in SLAK_T:
+            shape = (2, channels, size, size)
+            name = f'stripes {taps}x5 + 5x{taps} {"x".join(map(str, shape))}'
+            yield (
+                f'{name} forward + backward',
+                Case(shape, [(taps, 5), (5, taps)], backward=True),
+            )
+    if suite == 'dense':
+        for channels, size, taps in REPLKNET:
+            shape = (2, channels, size, size)
+            name = f'dense {taps}x{taps} {"x".join(map(str, shape))}'
+            yield (
+                f'{name} forward + backward',
+                Case(shape, [(taps, taps)], backward=True),
+            )
+    if suite == 'grid':
+        for size in (7, 14, 28, 56, 128):
+            for kernel in ((5, 5), (7, 7), (13, 13), (31, 31), (51, 51), (5, 51)):
+                for label, backward in passes:
+                    shape = (2, 64, size, size)
+                    name = (
+                        f'{kernel[0]}x{kernel[1]} {"x".join(map(str, shape))} {label}'
+                    )
+                    yield name, Case(shape, [kernel], backward=backward)
+    if suite == 'scaling':
+        for label, backward in passes:
+            for taps in GRIDS:
+                name = f'peripheral K={taps} 2x46x128x128 {label}'
+                yield (
+                    name,
+                    Case((2, 46, 128, 128), [(taps, taps)], grid(taps), backward),
+                )
+
+
+def plot(path: str, seconds: float) -> None:
+    """Draw time against kernel size, forward and backward, every method."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for panel, backward in zip(panels, (False, True), strict=True):
+        curves: dict[str, list[float]] = {method: [] for method in METHODS}
+        for taps in GRIDS:
+            case = Case((1, 46, 128, 128), [(taps, taps)], grid(taps), backward)
+            for method, median in case.measure(seconds).items():
+                curves[method].append(median)
+        least = min(min(curve) for curve in curves.values())
+        for method, curve in curves.items():
+            panel.loglog(list(GRIDS), [t / least for t in curve], 'o-', label=method)
+        panel.set_title('forward + backward' if backward else 'forward')
+        panel.set_xlabel('kernel size K')
+        panel.set_xticks(list(GRIDS), list(GRIDS))
+    panels[0].set_ylabel('time, shortest = 1')
+    panels[0].legend()
+    figure.suptitle('46 x 128 x 128; ours: peripheral convolution')
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run the suites asked for and print their tables."""
+    suites = ('peripheral', 'stripes', 'dense', 'grid', 'scaling')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--suite', choices=suites, action='append')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--seconds', type=float, default=2.0, help='per line')
+    parser.add_argument('--json', help='file to write all medians to')
+    parser.add_argument('--plot', help='PNG of time against kernel size')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    setting = {
+        'processor': processor(),
+        'instruction set': ops.instruction_set(),
+        'threads': args.threads,
+        'torch': torch.__version__,
+    }
+    print(', '.join(f'{key}: {value}' for key, value in setting.items()), end='\n\n')
+    print('| work | best other | ours x faster | fft | nchw | channels_last |')
+    print('|---|---|---|---|---|---|', flush=True)
+    results = []
+    for suite in args.suite or ([] if args.plot else suites):
+        for name, case in cases(suite):
+            medians = case.measure(args.seconds)
+            others = {m: t for m, t in medians.items() if m != 'ours'}
+            best = min(others, key=others.get)
+            ratios = {m: t / medians['ours'] for m, t in others.items()}
+            columns = ' | '.join(f'{ratios[m]:.2f}' for m in METHODS[1:])
+            print(f'| {name} | {best} | {ratios[best]:.2f} | {columns} |', flush=True)
+            results.append({'work': name, 'suite': suite, 'seconds': medians})
+    scaling = [r for r in results if r['suite'] == 'scaling']
+    for before, after in itertools.pairwise(scaling):
+        growth = after['seconds']['ours'] / before['seconds']['ours']
+        print(f'\n{after["work"]}: {growth:.2f} x the time of the line above', end='')
+    if args.json:
+        Path(args.json).write_text(
+            json.dumps({**setting, 'results': results}, indent=1)
+        )
+    if args.plot:
+        plot(args.plot, args.seconds)
+
+
+if __name__ == '__main__':
+    main()

@@ -4,6 +4,7 @@ PeLK: arXiv 2403.07589; SLaK: arXiv 2207.03620; RepLKNet: arXiv 2203.06717. The
 papers' FLOPs are multiply-adds.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,9 @@ TABLES = {
     'COCO: Cascade Mask R-CNN 3x and FCOS 2x (box / mask AP)': DETECTION,
 }
 
+#: What the tables stand between in a page.
+BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
+
 
 class _Head(nn.Module):
     """A classifier's norm and linear layer behind the last map."""
@@ -224,3 +228,20 @@ def format_tables(configs: Path) -> Iterator[str]:
         yield ''
         yield from format_table(rows, configs)
         yield ''
+
+
+def replace_tables(page: Path, tables: str) -> None:
+    """Put the tables between the two marks of a page.
+
+    Raises:
+        FileNotFoundError: If there is no such page.
+        ValueError: If the page lacks a mark.
+    """
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f'{page} lacks the lines {BEGIN} and {END}')
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    part = page.with_name(f'{page.name}.part')
+    part.write_text(f'{before}{BEGIN}\n\n{tables}\n{END}{after}')
+    os.replace(part, page)

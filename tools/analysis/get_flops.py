@@ -5,6 +5,7 @@ as our operators compute, and, with --checkpoint, by the zeros that it really ha
 """
 
 import argparse
+import pickle
 import sys
 
 from mmengine.config import Config, DictAction
@@ -70,7 +71,7 @@ def main() -> None:
             density = uniform_density(sparsity)
             zeros = f"{sparsity:.0%} zeros in the backbone's weights"
         sizes = complexity(model, shape, density)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, pickle.UnpicklingError) as error:
         sys.exit(f'get_flops.py: {error}')
     print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
     print(format_complexity(sizes))

@@ -1,30 +1,12 @@
 """Print the papers' parameters and FLOPs beside ours, as docs/model_zoo.md has them."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from pelk_mm.analysis.paper_table import format_tables
+from pelk_mm.analysis.paper_table import format_tables, replace_tables
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
-
-
-def replace_tables(page: Path, tables: str) -> None:
-    """Put the tables between the two marks of a page.
-
-    Raises:
-        ValueError: If the page lacks a mark.
-    """
-    text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f'{page} lacks the lines {BEGIN} and {END}')
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    part = page.with_name(f'{page.name}.part')
-    part.write_text(f'{before}{BEGIN}\n\n{tables}\n{END}{after}')
-    os.replace(part, page)
 
 
 def main() -> None:

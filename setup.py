@@ -121,10 +121,10 @@ OPENMMLAB = [
     'setuptools<81',  # mmengine imports pkg_resources, which 81 no longer has
 ]
 ONEDL = [
-    'onedl-mmengine',
+    'onedl-mmengine==0.10.12',
     'onedl-mmcv==2.3.6',
-    'onedl-mmdetection',
-    'onedl-mmsegmentation',
+    'onedl-mmdetection==3.5.1',
+    'onedl-mmsegmentation==1.4.2',
     'ftfy',
     'regex',
 ]

@@ -11,6 +11,8 @@ _base_ = [
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))
 
 width = 64
+# Few regions an image: their statistics would not do for a BatchNorm.
+norm_cfg = dict(type='GN', num_groups=8)
 # Every sample of a bin costs, forward and more so backward.
 roi_extractor = dict(out_channels=width, roi_layer=dict(sampling_ratio=1))
 model = dict(
@@ -24,7 +26,7 @@ model = dict(
         ),
         layer_scale_init_value=1.0,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=width),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width),
     roi_head=dict(
         bbox_roi_extractor=roi_extractor,
@@ -43,6 +45,7 @@ model = dict(
                 ),
                 reg_class_agnostic=True,
                 reg_decoded_bbox=True,
+                norm_cfg=norm_cfg,
                 loss_cls=dict(
                     type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
                 ),
@@ -51,7 +54,12 @@ model = dict(
             for s in (0.1, 0.05, 0.033)
         ],
         mask_roi_extractor=roi_extractor,
-        mask_head=dict(num_convs=1, in_channels=width, conv_out_channels=width),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=width,
+            conv_out_channels=width,
+            norm_cfg=norm_cfg,
+        ),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
@@ -82,7 +90,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 
-scale = (192, 192)
+scale = (256, 256)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -116,9 +124,9 @@ train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=300
 )
 optim_wrapper = dict(
-    optimizer=dict(lr=1.5e-3),
+    optimizer=dict(lr=5e-4),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=10.0),
+    clip_grad=dict(max_norm=35.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),

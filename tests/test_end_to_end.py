@@ -86,7 +86,8 @@ def losses(work_dir):
 
 def test_train_resume_and_test(folder):
     train, test = (ROOT / 'tools' / name for name in ('train.py', 'test.py'))
-    run(folder, train, '--work-dir', 'out')
+    output = run(folder, train, '--work-dir', 'out')
+    assert output.count('all SyncBatchNorm (SyncBN) layers in the model will be') == 1
     first = losses(folder / 'out')
     assert list(first) == [1, 2]
     assert all(0 < loss < 100 for loss in first.values())

@@ -5,7 +5,6 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-custom_hooks = [dict(type='RevertSyncBNHook')]
 log_level = 'INFO'
 load_from = None
 resume = False

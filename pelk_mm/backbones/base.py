@@ -29,7 +29,8 @@ def _running_stats_kept(module: nn.Module) -> Iterator[None]:
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = None
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
@@ -86,7 +87,9 @@ class LargeKernelBackbone(BaseModule):
     Args:
         channels: Width of each stage.
         depths: Layers in each stage, a layer being what the paper counts as one.
-        out_indices: Stages whose feature maps are returned.
+        out_indices: Stages whose feature maps are returned. Stages behind the last of
+            them are built but not run; DistributedDataParallel then needs
+            ``find_unused_parameters=True``.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n
             stages with the downsampling before them.
         norm_eval: Whether BatchNorms keep their running statistics in training.

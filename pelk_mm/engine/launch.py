@@ -70,7 +70,8 @@ def check_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
     for loader in loaders:
         for dataset in _datasets(cfg.get(loader)):
             root = Path(dataset['data_root'])
-            if not root.is_dir():
+            remote = '://' in dataset['data_root']  # a file backend's, petrel or s3
+            if not remote and not root.is_dir():
                 raise LaunchError(
                     f'data_root {str(root)!r} of {loader} does not exist; put the data '
                     f'set there or set --cfg-options '

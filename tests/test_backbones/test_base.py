@@ -142,11 +142,13 @@ def test_norm_eval_keeps_the_running_statistics(build, images):
 
 
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
 def test_with_cp_gives_the_same_gradients_and_statistics(
-    build, images, randomise, drop_path_rate
+    build, images, randomise, drop_path_rate, norm
 ):
-    plain = randomise(build(drop_path_rate=drop_path_rate)).train()
-    cheap = build(drop_path_rate=drop_path_rate, with_cp=True).train()
+    options = dict(drop_path_rate=drop_path_rate, norm_cfg=dict(type=norm))
+    plain = randomise(build(**options)).train()
+    cheap = build(**options, with_cp=True).train()
     cheap.load_state_dict(plain.state_dict())
     for model in (plain, cheap):
         torch.manual_seed(1)

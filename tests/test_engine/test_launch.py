@@ -63,6 +63,7 @@ def test_data_roots_are_found_inside_dataset_wrappers(tmp_path):
                         type='ConcatDataset',
                         datasets=[
                             dict(data_root=str(tmp_path)),
+                            dict(data_root='s3://bucket/ade'),
                             dict(data_root=str(tmp_path / 'gone')),
                         ],
                     ),

@@ -13,6 +13,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
+from pelk_mm.checkpoints.convert import convert_checkpoint
+from pelk_mm.checkpoints.files import read_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 SIZES = {
@@ -322,6 +325,44 @@ def test_narrowed_copy_trains_and_evaluates(
         metrics.append('coco/segm_mAP')
     for metric in metrics:
         assert math.isfinite(scalars[f'val/{metric}'].current())
+
+
+@pytest.mark.parametrize('family', ['slak', 'pelk'])
+@pytest.mark.usefixtures('one_thread')
+def test_released_sparse_weights_train_as_documented(
+    family, shared, street, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Config, 'pretty_text', '')
+    golden = torch.load(shared / 'golden' / 'slak51_cls_small.pt', weights_only=True)
+    torch.save(golden['checkpoint'], tmp_path / 'released.pth')
+    convert_checkpoint(
+        tmp_path / 'released.pth',
+        tmp_path / 'converted.pth',
+        warm_start='pelk' if family == 'pelk' else None,
+    )
+    converted = read_checkpoint(tmp_path / 'converted.pth')
+    start, backbone = converted['state_dict'], converted['meta']['backbone']
+    path = ROOT / 'configs' / f'upernet_{family}_t_ade20k.py'
+    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    channels = backbone['arch']['channels']
+    cfg.model.backbone.arch = backbone['arch']
+    cfg.model.decode_head.in_channels = channels
+    cfg.model.auxiliary_head.in_channels = channels[2]
+    cfg.merge_from_dict(
+        {
+            'model.backbone.init_cfg.type': 'Pretrained',
+            'model.backbone.init_cfg.checkpoint': str(tmp_path / 'converted.pth'),
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    kept = []
+    for name, weight in runner.model.backbone.named_parameters():
+        if weight.ndim in (2, 4) and start[name].count_nonzero() < 0.9 * weight.numel():
+            assert torch.equal(weight != 0, start[name] != 0)
+            assert family == 'slak' or 'mixer' not in name
+            kept.append(name)
+    assert len(kept) > 4
 
 
 @pytest.mark.parametrize('name', ['upernet_pelk_t_ade20k', 'fcos_replknet_31b_coco'])

@@ -1,4 +1,5 @@
-# 40 % of the backbone's weights at zero, as PeLK and SLaK are trained. mmengine lets
+# 40 % of the backbone's weights at zero, as PeLK and SLaK are trained; from weights
+# that are sparse already, such as SLaK's released ones, their own zeros. mmengine lets
 # two bases not share a key, so a config that inherits this file puts the hook in its
 # place itself, with
 #     default_hooks = dict(sparsity=_base_.sparsity)
@@ -9,7 +10,7 @@
 sparsity = dict(
     type='DynamicSparsityHook',
     sparsity=0.4,
-    mode='dynamic',
+    mode='auto',
     init='snip',
     growth='random',
     update_interval=2000,

@@ -20,13 +20,15 @@ from .initializers import (
     draw_masks,
     erk,
     masks_of_zeros,
+    share_of_zeros,
     snip,
+    trained_sparse,
     uniform,
 )
 from .masks import DENSE, SparsityMasks, pack, select_parameters, unpack
 from .snip import snip_scores, unwrap
 
-MODES = ('dynamic', 'fixed', 'off')
+MODES = ('dynamic', 'fixed', 'auto', 'off')
 INITS = ('snip', 'erk', 'uniform', 'resume')
 
 
@@ -48,7 +50,9 @@ class DynamicSparsityHook(Hook):
         sparsity: Share of the chosen weights that are zero, in (0.01, 1). With zeros
             from a checkpoint their share counts instead.
         mode: ``dynamic``; ``fixed``, which keeps the zeros of the weights that the
-            training starts from (fine-tuning); or ``off``, which does nothing.
+            training starts from (fine-tuning); ``auto``, which is ``fixed`` where 1 %
+            or more of them are zero, otherwise ``dynamic``, and in a resumed run what
+            it was before; or ``off``, which does nothing.
         init: Where the zeros of a dynamic run are at first. ``snip``, ``erk`` and
             ``uniform`` give each layer its density and draw the zeros; ``resume``
             takes the zeros of the weights that the training starts from.
@@ -120,6 +124,8 @@ class DynamicSparsityHook(Hook):
         self.patterns = tuple(patterns)
         self.large_kernels_only = large_kernels_only
         self.seed = seed
+        #: ``mode``, or what ``auto`` has chosen once the training starts.
+        self.chosen_mode = mode
         self.masks: SparsityMasks | None = None
         #: Optimiser steps made; those that a loss scaler skipped do not count.
         self.steps = 0
@@ -132,7 +138,7 @@ class DynamicSparsityHook(Hook):
     @property
     def _draws_masks(self) -> bool:
         """Whether the masks are our own and not those of the initial weights."""
-        return self.mode == 'dynamic' and self.init != 'resume'
+        return self.chosen_mode == 'dynamic' and self.init != 'resume'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the masks in case that this is a resume."""
@@ -155,7 +161,12 @@ class DynamicSparsityHook(Hook):
         optimizer = find_optimizer(runner.optim_wrapper, params)
         accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self.total_steps = ceil(runner.max_iters / accumulated)
-        if runner.iter > 0:
+        resumed = runner.iter > 0
+        if resumed:
+            self._check_loaded()
+        if self.mode == 'auto':
+            self._choose_mode(params, resumed)
+        if resumed:
             self._restore(params)
         else:
             self._initialize(runner, params)
@@ -194,12 +205,13 @@ class DynamicSparsityHook(Hook):
         if self.masks is not None:
             checkpoint['sparsity'] = dict(
                 version=self.VERSION,
+                mode=self.chosen_mode,
                 steps=self.steps,
                 generator=self.generator.get_state(),
                 **self.masks.state_dict(),
             )
 
-    def _restore(self, params: dict[str, nn.Parameter]) -> None:
+    def _check_loaded(self) -> None:
         state = self._loaded
         if state is None:
             raise ValueError(
@@ -212,6 +224,26 @@ class DynamicSparsityHook(Hook):
                 f'the sparsity entry of the checkpoint has version '
                 f'{state.get("version")!r}, this pelk_mm reads {self.VERSION}'
             )
+
+    def _choose_mode(self, params: dict[str, nn.Parameter], resumed: bool) -> None:
+        if resumed:
+            # Entries without the mode are older than auto; the configs that have
+            # auto now were dynamic then.
+            self.chosen_mode = self._loaded.get('mode', 'dynamic')
+            reason = 'the resumed run was'
+        else:
+            self.chosen_mode = 'fixed' if trained_sparse(params) else 'dynamic'
+            reason = (
+                f'{share_of_zeros(params):.1%} of the weights that the training starts '
+                'from are zero'
+            )
+        print_log(
+            f'{type(self).__name__} (auto) is {self.chosen_mode}, since {reason}.',
+            logger='current',
+        )
+
+    def _restore(self, params: dict[str, nn.Parameter]) -> None:
+        state = self._loaded
         self.masks = SparsityMasks.from_state_dict(params, state)
         wanted = 1 - self.sparsity
         if self._draws_masks and abs(self.masks.density - wanted) > 1e-3 * wanted:
@@ -274,7 +306,7 @@ class DynamicSparsityHook(Hook):
         if self.steps % self.update_interval or self.steps >= self.total_steps:
             return
         self.masks_verified()
-        if self.mode == 'dynamic':
+        if self.chosen_mode == 'dynamic':
             self._update(runner, optimizer)
 
     @torch.no_grad()
@@ -308,12 +340,12 @@ class DynamicSparsityHook(Hook):
     def _summary(self) -> str:
         masks = self.masks
         updates = 0
-        if self.mode == 'dynamic':
+        if self.chosen_mode == 'dynamic':
             interval = self.update_interval
             updates = (self.total_steps - 1) // interval - self.steps // interval
         return (
-            f'{type(self).__name__} ({self.mode}): {masks.active} of {masks.total} '
-            f'weights are active (density {masks.density:.4f}) in '
+            f'{type(self).__name__} ({self.chosen_mode}): {masks.active} of '
+            f'{masks.total} weights are active (density {masks.density:.4f}) in '
             f'{len(masks.masks)} sparse and {len(masks.dense)} dense layers; '
             f'{updates} updates of the masks are to come.'
         )

@@ -151,22 +151,32 @@ def draw_masks(
     return masks
 
 
-def check_not_sparse(params: Mapping[str, Tensor]) -> None:
-    """Refuse to draw masks over weights that were trained with others.
+def share_of_zeros(params: Mapping[str, Tensor]) -> float:
+    """Share of the weights that are zero.
 
     Layers of nothing but zeros do not count: some are initialised like that.
-
-    Raises:
-        ValueError: If 1 % or more of the weights are zero.
     """
     total = sum(param.numel() for param in params.values())
     counts = [(param.numel(), int(param.count_nonzero())) for param in params.values()]
-    zeros = sum(size - nonzero for size, nonzero in counts if nonzero)
-    if zeros >= (1 - DENSE) * total:
+    return sum(size - nonzero for size, nonzero in counts if nonzero) / total
+
+
+def trained_sparse(params: Mapping[str, Tensor]) -> bool:
+    """Whether 1 % or more of the weights are zero, as only masks leave them."""
+    return share_of_zeros(params) >= 1 - DENSE
+
+
+def check_not_sparse(params: Mapping[str, Tensor]) -> None:
+    """Refuse to draw masks over weights that were trained with others.
+
+    Raises:
+        ValueError: If they were.
+    """
+    if trained_sparse(params):
         raise ValueError(
-            f'{zeros} of the {total} weights that the training starts from are zero, '
-            "so they were trained sparse; keep the zeros with mode='fixed' or start "
-            "from them with init='resume'"
+            f'{share_of_zeros(params):.1%} of the weights that the training starts '
+            'from are zero, so they were trained sparse; keep the zeros with '
+            "mode='fixed' or 'auto', or start from them with init='resume'"
         )
 
 
@@ -176,13 +186,10 @@ def masks_of_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: If the weights have no zeros to speak of.
     """
-    masks = {name: param.detach() != 0 for name, param in params.items()}
-    active = sum(int(mask.sum()) for mask in masks.values())
-    total = sum(mask.numel() for mask in masks.values())
-    if active >= DENSE * total:
+    if not trained_sparse(params):
         raise ValueError(
-            f'{active} of {total} weights are not zero, so there is no sparsity to '
-            'keep; load a checkpoint that was trained sparse (load_from or init_cfg), '
-            "or set mode='dynamic' and init='snip'"
+            f'{share_of_zeros(params):.1%} of the weights are zero, so there is no '
+            'sparsity to keep; load a checkpoint that was trained sparse (load_from or '
+            "init_cfg), or set mode='dynamic' and init='snip'"
         )
-    return masks
+    return {name: param.detach() != 0 for name, param in params.items()}

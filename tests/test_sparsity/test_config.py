@@ -33,7 +33,7 @@ def test_two_lines_turn_it_on_and_one_turns_it_off(leaf, tmp_path, runtime, sche
     hooks = Config.fromfile(sparse).default_hooks
     assert {'logger', 'checkpoint', 'sparsity'} <= set(hooks)
     hook = HOOKS.build(dict(hooks.sparsity))
-    assert (hook.sparsity, hook.mode, hook.init) == (0.4, 'dynamic', 'snip')
+    assert (hook.sparsity, hook.mode, hook.init) == (0.4, 'auto', 'snip')
     assert (hook.update_interval, hook.prune_rate) == (2000, 0.5)
 
     (tmp_path / 'off.py').write_text(

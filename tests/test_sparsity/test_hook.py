@@ -55,6 +55,10 @@ def train(make_runner, *hooks, **kwargs):
     return runner, sparsity, watch
 
 
+def log_of(folder):
+    return '\n'.join(path.read_text() for path in folder.glob('*/*.log'))
+
+
 def promised(model):
     total = sum(p.numel() for p in select_parameters(model).values())
     return round(0.6 * total)
@@ -184,13 +188,37 @@ def test_dynamic_from_the_zeros_of_a_checkpoint(make_runner, tmp_path):
 
 def test_new_masks_over_the_zeros_of_a_checkpoint_are_refused(make_runner, tmp_path):
     train(make_runner, iters=6)
-    with pytest.raises(ValueError, match=r"are zero, so .* keep .*mode='fixed' or"):
+    with pytest.raises(
+        ValueError, match=r"are zero, so .* keep .*mode='fixed' or 'auto'"
+    ):
         train(make_runner, load_from=str(tmp_path / 'iter_6.pth'))
 
 
 def test_fixed_without_zeros_is_refused(make_runner):
     with pytest.raises(ValueError, match='no sparsity to keep; load a checkpoint'):
         train(make_runner, mode='fixed')
+
+
+def test_auto_is_dynamic_from_dense_weights(make_runner, tmp_path):
+    _, sparsity, watch = train(make_runner, mode='auto')
+    assert sparsity.mode == 'auto'
+    assert sparsity.chosen_mode == 'dynamic'
+    assert changes(watch.checksums) == [5, 10]
+    assert '(auto) is dynamic, since 0.0% of the weights' in log_of(tmp_path)
+
+
+def test_auto_keeps_the_zeros_of_sparse_weights(make_runner, tmp_path):
+    train(make_runner, iters=6)
+    state = load_weights_only(tmp_path / 'iter_6.pth')['state_dict']
+    runner, sparsity, watch = train(
+        make_runner, mode='auto', load_from=str(tmp_path / 'iter_6.pth')
+    )
+    assert sparsity.chosen_mode == 'fixed'
+    assert changes(watch.checksums) == []
+    for name, param in select_parameters(runner.model).items():
+        assert torch.equal(param != 0, state[name] != 0)
+        assert not torch.equal(param, state[name])
+    assert '(auto) is fixed, since 40.0% of the weights' in log_of(tmp_path)
 
 
 def test_off_does_nothing(make_runner, tmp_path):
@@ -239,7 +267,7 @@ def test_testing_takes_no_notice(make_runner, tmp_path):
     [
         (dict(sparsity=0), r"sparsity 0 is not in \(0.01, 1\).*mode='off'"),
         (dict(sparsity=40), 'sparsity 40 is not'),
-        (dict(mode='static'), "mode 'static' is not one of dynamic, fixed, off"),
+        (dict(mode='static'), "mode 'static' is not one of dynamic, fixed, auto, off"),
         (dict(init='SNIP'), "init 'SNIP' is not one of snip"),
         (dict(growth='momentum'), "growth 'momentum' is not one of random"),
         (dict(update_interval=0), 'update_interval 0 is not'),

@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
+from pelk_mm.engine import load_weights_only
 from pelk_mm.engine.random_state import IterationSeedHook
 from pelk_mm.sparsity import DynamicSparsityHook
 
@@ -96,3 +97,31 @@ def test_resuming_at_another_density_is_refused(make_runner):
     make_runner(DynamicSparsityHook(), iters=4, save=4).train()
     with pytest.raises(ValueError, match=r'density 0.6\d*, .* so set sparsity=0.4\d*'):
         make_runner(DynamicSparsityHook(sparsity=0.5), iters=8, resume=True).train()
+
+
+@pytest.mark.parametrize('sparse', [False, True])
+def test_auto_goes_on_as_it_began(make_runner, tmp_path, sparse):
+    start = {}
+    if sparse:
+        make_runner(DynamicSparsityHook(), iters=4, save=4).train()
+        start = dict(load_from=str(tmp_path / 'iter_4.pth'))
+    settings = dict(mode='auto')
+    _, log = run(make_runner, 13, settings=settings, **start)
+    # All of these weights are sparse, also those that the run itself made so.
+    again, rest = run(make_runner, settings=settings, resume=True)
+    hook = next(h for h in again.hooks if isinstance(h, DynamicSparsityHook))
+    assert hook.chosen_mode == ('fixed' if sparse else 'dynamic')
+    assert list(rest) == list(range(12, ITERS))
+    masks = {checksum for _, checksum in (log | rest).values()}
+    assert (len(masks) == 1) == sparse
+
+
+def test_auto_resumes_an_entry_older_than_it(make_runner, tmp_path):
+    make_runner(DynamicSparsityHook(), iters=4, save=4).train()
+    path = tmp_path / 'iter_4.pth'
+    checkpoint = load_weights_only(path)
+    del checkpoint['sparsity']['mode']
+    torch.save(checkpoint, path)
+    hook = DynamicSparsityHook(mode='auto')
+    make_runner(hook, iters=8, resume=True).train()
+    assert hook.chosen_mode == 'dynamic'

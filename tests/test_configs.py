@@ -360,9 +360,8 @@ def test_released_sparse_weights_train_as_documented(
     for name, weight in runner.model.backbone.named_parameters():
         if weight.ndim in (2, 4) and start[name].count_nonzero() < 0.9 * weight.numel():
             assert torch.equal(weight != 0, start[name] != 0)
-            assert family == 'slak' or 'mixer' not in name
             kept.append(name)
-    assert len(kept) > 4
+    assert any('pointwise' in name for name in kept)
 
 
 @pytest.mark.parametrize('name', ['upernet_pelk_t_ade20k', 'fcos_replknet_31b_coco'])

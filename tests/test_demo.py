@@ -11,6 +11,7 @@ import torch
 pytest.importorskip('mmseg')
 
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 
@@ -92,16 +93,18 @@ def test_dataset_has_ade20k_layout(tmp_path):
     assert kinds[0] == 'ADE_train_00000001 street'
     assert len(kinds) == sum(COUNTS.values())
 
-    dataset = ADE20KDataset(
-        data_root=str(root),
-        data_prefix=dict(
-            img_path='images/validation', seg_map_path='annotations/validation'
-        ),
-        pipeline=[
-            dict(type='mmseg.LoadImageFromFile'),
-            dict(type='mmseg.LoadAnnotations'),
-        ],
-    )
+    # Another test may have left mmdet's scope behind.
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = ADE20KDataset(
+            data_root=str(root),
+            data_prefix=dict(
+                img_path='images/validation', seg_map_path='annotations/validation'
+            ),
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations'),
+            ],
+        )
     assert len(dataset) == COUNTS['validation']
     truth = dataset[0]['gt_seg_map']
     labels = draw_scene(0, 'validation', 0, (36, 48))[1]

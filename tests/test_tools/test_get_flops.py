@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -79,12 +80,25 @@ def test_shape_and_zeros_of_a_checkpoint(config, tmp_path):
     assert rows(result)['backbone'][1] == '0.00 M'
 
 
+def test_checkpoints_that_the_converter_reads(config, tmp_path):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    state = PeLK(ARCH).state_dict()
+    save_file(state, tmp_path / 'a.safetensors')
+    # The released files hold their training script's arguments too.
+    content = {'state_dict': state, 'args': argparse.Namespace()}
+    torch.save(content, tmp_path / 'a.pth')
+    for name in ('a.safetensors', 'a.pth'):
+        result = get_flops(config, '--checkpoint', tmp_path / name)
+        parameters, nonzeros, *_ = rows(result)['backbone']
+        assert nonzeros == parameters
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--sparsity', '1.5'], 'sparsity 1.5 is not in [0, 1)'),
         (['--shape', '8', '2048'], 'an image of 8 x 2048 is too small'),
-        (['--checkpoint', 'gone.pth'], 'gone.pth'),
+        (['--checkpoint', 'gone.pth'], 'gone.pth does not exist'),
     ],
 )
 def test_bad_input_ends_in_one_line(config, arguments, message):

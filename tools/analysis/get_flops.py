@@ -5,7 +5,6 @@ as our operators compute, and, with --checkpoint, by the zeros that it really ha
 """
 
 import argparse
-import pickle
 import sys
 
 from mmengine.config import Config, DictAction
@@ -19,7 +18,7 @@ from pelk_mm.analysis.complexity import (
     image_shape,
     uniform_density,
 )
-from pelk_mm.engine import load_weights_only
+from pelk_mm.checkpoints.files import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +60,7 @@ def main() -> None:
         if min(shape) < 32:
             raise ValueError(f'an image of {shape[0]} x {shape[1]} is too small')
         if args.checkpoint:
-            state = load_weights_only(args.checkpoint)
+            state = read_checkpoint(args.checkpoint)
             density = checkpoint_density(state.get('state_dict', state), model)
             zeros = f'the zeros of {args.checkpoint}'
         else:
@@ -71,7 +70,10 @@ def main() -> None:
             density = uniform_density(sparsity)
             zeros = f"{sparsity:.0%} zeros in the backbone's weights"
         sizes = complexity(model, shape, density)
-    except (FileNotFoundError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        FileNotFoundError,
+        ValueError,
+    ) as error:  # CheckpointError is one of the latter
         sys.exit(f'get_flops.py: {error}')
     print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
     print(format_complexity(sizes))

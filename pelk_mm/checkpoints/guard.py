@@ -70,13 +70,21 @@ def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:
     if ema:
         command.append('--ema')
     if own == 'PeLK':
-        shapes = {name: tuple(t.shape) for name, t in backbone.state_dict().items()}
-        arch = infer_backbone(shapes, 'pelk')['arch']
-        command += ['--warm-start', f'pelk-{arch}' if isinstance(arch, str) else 'pelk']
+        command += ['--warm-start', _warm_start(backbone)]
     raise CheckpointError(
         f'{checkpoint} has the released names, not those of {own} here. Convert it '
         f'with\n  {shlex.join(map(str, command))}\nand give the result as checkpoint.'
     )
+
+
+def _warm_start(backbone: LargeKernelBackbone) -> str:
+    """What the conversion is asked for to start this PeLK."""
+    shapes = {name: tuple(t.shape) for name, t in backbone.state_dict().items()}
+    try:
+        arch = infer_backbone(shapes, 'pelk')['arch']
+    except CheckpointError:  # sharing grids of one's own make kernels of any size
+        return 'pelk'
+    return f'pelk-{arch}' if isinstance(arch, str) else 'pelk'
 
 
 def _download(url: str) -> Path:

@@ -68,6 +68,14 @@ def test_named_pelk_asks_for_its_own_size(small, save, build):
     assert command_of(error)[-2:] == ['--warm-start', 'pelk-tiny-101']
 
 
+def test_pelk_with_its_own_grids_asks_for_the_family(small, save, build):
+    grids = [(4, 3, 4), (3, 3, 3)]
+    pelk = build(PELK | dict(arch=PELK['arch'] | dict(sharing_grids=grids)))
+    with pytest.raises(CheckpointError, match='has the released names') as error:
+        pretrained(pelk, save(small()[1])).init_weights()
+    assert command_of(error)[-2:] == ['--warm-start', 'pelk']
+
+
 def test_other_family(small, save):
     path = save(small('replknet')[1])
     with pytest.raises(CheckpointError, match='RepLKNet checkpoint, but .* is SLaK'):

@@ -16,7 +16,7 @@ from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 
 from pelk_mm.demo import OccurringIoUMetric
-from pelk_mm.demo.report import IGNORED, commonest_class, write_complete
+from pelk_mm.demo.report import IGNORED, commonest_class
 from pelk_mm.demo.run import DATA, EXAMPLES, claim_folder, make_config, run_demo
 from pelk_mm.demo.scenes import KINDS, LABELS, UNLABELLED, draw_scene, write_dataset
 
@@ -154,16 +154,6 @@ def test_commonest_class_ignores_unlabelled(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.uint8([[0, 0, 0, 0], [3, 3, 3, 7]]))
     cv2.imwrite(str(tmp_path / 'b.png'), np.uint8([[7, 7, 7, 0]]))
     assert commonest_class(tmp_path.glob('*.png')) == 6
-
-
-def test_failed_write_leaves_nothing(tmp_path):
-    def fail(path):
-        path.write_text('half')
-        raise OSError('disk full')
-
-    with pytest.raises(OSError, match='disk full'):
-        write_complete(tmp_path / 'scores.md', fail)
-    assert not list(tmp_path.iterdir())
 
 
 def test_folder_of_something_else_is_refused(tmp_path):

@@ -4,7 +4,6 @@ PeLK: arXiv 2403.07589; SLaK: arXiv 2207.03620; RepLKNet: arXiv 2203.06717. The
 papers' FLOPs are multiply-adds.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from pelk_mm.files import write_atomically
 
 from .complexity import (
     PAPER_SPARSITY,
@@ -242,6 +243,5 @@ def replace_tables(page: Path, tables: str) -> None:
         raise ValueError(f'{page} lacks the lines {BEGIN} and {END}')
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    part = page.with_name(f'{page.name}.part')
-    part.write_text(f'{before}{BEGIN}\n\n{tables}\n{END}{after}')
-    os.replace(part, page)
+    with write_atomically(page) as temporary:
+        temporary.write_text(f'{before}{BEGIN}\n\n{tables}\n{END}{after}')

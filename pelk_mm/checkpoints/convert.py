@@ -12,10 +12,12 @@ import pelk_mm
 
 from .arch import BACKBONES, build_backbone, infer_backbone
 from .files import (
+    WRAPPERS,
     CheckpointError,
     Track,
     check_destination,
     file_sha256,
+    find_weights,
     read_checkpoint,
     untracked,
     write_checkpoint,
@@ -201,15 +203,11 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     Raises:
         CheckpointError: If there are none, or something else among them.
     """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'it holds a {type(content).__name__}, not weights')
-    wanted = ('model_ema',) if ema else ('state_dict', 'model')
-    key = next((k for k in wanted if isinstance(content.get(k), Mapping)), None)
-    if key is None and ema:
+    key, tensors = find_weights(content, ('model_ema',) if ema else WRAPPERS)
+    if ema and key is None:
         raise CheckpointError('it has no model_ema; leave out --ema')
-    if key is None and isinstance(content.get('model_ema'), Mapping):
+    if key == 'model_ema' and not ema:
         raise CheckpointError('it has averaged weights alone; give --ema to take them')
-    tensors = content if key is None else content[key]
     if not tensors:
         raise CheckpointError(f'its {key or "state dict"} is empty')
     for name, value in tensors.items():
@@ -225,9 +223,8 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     dropped = {}
     for name in (str(name) for name in content if key is not None):
         if name not in (key, 'meta'):
-            weights = name in ('model', 'model_ema', 'state_dict')
             shown = name if name.isprintable() else ascii(name)
-            dropped[shown] = _OTHER_WEIGHTS if weights else _TRAINING
+            dropped[shown] = _OTHER_WEIGHTS if name in WRAPPERS else _TRAINING
     return Source(key, dict(tensors), meta if isinstance(meta, dict) else {}, dropped)
 
 

@@ -15,6 +15,7 @@ from pelk_mm.backbones import LargeKernelBackbone
 from .files import (
     CheckpointError,
     check_destination,
+    find_weights,
     read_checkpoint,
     write_checkpoint,
 )
@@ -122,8 +123,9 @@ def _load(path: str | Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise DeployError(f'{path} holds a {type(content).__name__}, not a state dict')
-    if not isinstance(content.get('state_dict'), dict):
-        content = {'state_dict': content}
+    key, weights = find_weights(content, ('state_dict',))
+    if key is None:
+        content = {'state_dict': weights}
     content['meta'] = content.get('meta') or {}
     if content['meta'].get(DEPLOYED):
         raise DeployError(f'{path} is in its deployment form already; nothing to do')

@@ -1,15 +1,13 @@
-"""Reading files that anyone may have written, writing files that are never halves."""
+"""Reading and writing checkpoint files, which anyone may have written."""
 
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +18,7 @@ from pelk_mm.engine.checkpoint import (
     load_safetensors,
     load_weights_only,
 )
+from pelk_mm.files import write_atomically
 
 Item = TypeVar('Item')
 
@@ -32,6 +31,10 @@ TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
 
 #: Endings of the files that can be written.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+#: Where files keep their weights, in order of preference; those without any of these
+#: are weights only.
+WRAPPERS = ('state_dict', 'model', 'model_ema')
 
 #: How files of ``torch.save`` before PyTorch 1.6 begin, behind two bytes.
 _LEGACY_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -82,6 +85,30 @@ def read_checkpoint(path: str | Path) -> Any:
     except Exception as error:  # whatever a parser makes of bytes that mean nothing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(_damaged(path, ascii(reason[:200])[1:-1])) from error
+
+
+def find_weights(
+    content: Any, wrappers: Sequence[str] = WRAPPERS
+) -> tuple[str | None, Mapping[Any, Any]]:
+    """Where the weights are in a loaded checkpoint.
+
+    Args:
+        content: What the file held.
+        wrappers: Where they may be, in order of preference.
+
+    Returns:
+        Which of these has them, None if they are the content itself, and the weights,
+        unchecked.
+
+    Raises:
+        CheckpointError: If the content can hold no weights.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'it holds a {type(content).__name__}, not weights')
+    for key in wrappers:
+        if isinstance(content.get(key), Mapping):
+            return key, content[key]
+    return None, content
 
 
 def _damaged(path: Path, reason: str) -> str:
@@ -192,36 +219,13 @@ def check_destination(path: Path, force: bool) -> None:
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Let a file appear under its name only when it is complete.
-
-    Yields:
-        A temporary path in the same folder. It is renamed when the block ends and
-        deleted if the block raises; a process killed at any moment leaves under the
-        final name either what was there before or all of the new file.
-
-    Raises:
-        CheckpointError: If the folder cannot be written to.
-    """
+def write_output(path: Path) -> Iterator[Path]:
+    """`write_atomically`, with a `CheckpointError` where the file cannot be written."""
     try:
-        number, name = mkstemp(dir=path.absolute().parent, prefix=f'.{path.name}.')
-        os.close(number)
+        with write_atomically(path) as temporary:
+            yield temporary
     except OSError as error:
         raise CheckpointError(f'{path} cannot be written: {error}') from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are the owner's alone
-        with temporary.open('rb') as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f'{path} cannot be written: {error}') from error
-        raise
 
 
 def write_checkpoint(
@@ -246,7 +250,7 @@ def write_checkpoint(
     """
     state_dict = {name: own_memory(tensor) for name, tensor in state_dict.items()}
     safetensors = path.suffix == '.safetensors'
-    with write_atomically(path) as temporary:
+    with write_output(path) as temporary:
         if safetensors:
             _save_safetensors(state_dict, meta, temporary)
         else:

@@ -15,7 +15,7 @@ from pelk_mm.backbones import LargeKernelBackbone
 
 from .arch import BACKBONES, infer_backbone
 from .convert import select_weights
-from .files import CheckpointError, read_checkpoint
+from .files import CheckpointError, find_weights, read_checkpoint
 from .rules import detect_family
 
 
@@ -51,8 +51,7 @@ def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:
         path = _download(checkpoint)
     try:
         content = read_checkpoint(path)
-        ema = isinstance(content, dict) and not {'model', 'state_dict'} & set(content)
-        ema = ema and 'model_ema' in content
+        ema = find_weights(content)[0] == 'model_ema'
         names = select_weights(content, ema).tensors
     except CheckpointError:
         return  # loading it, which comes next, says what is wrong

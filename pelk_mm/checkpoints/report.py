@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .convert import Report
-from .files import write_atomically
+from .files import write_output
 
 Item = TypeVar('Item')
 
@@ -132,5 +132,5 @@ def write_json(
     content: dict[str, Any] = {'error': error, 'complete': False}
     if report is not None:
         content |= report.as_dict() | {'configs': configs}
-    with write_atomically(path) as temporary:
+    with write_output(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n')

@@ -1,7 +1,6 @@
 """A detector learns a few images by heart: a check of the whole training path."""
 
 import json
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+
+from pelk_mm.files import write_atomically
 
 ANNOTATIONS = 'annotations/instances_train2017.json'
 
@@ -74,9 +75,8 @@ def run_overfit(
     picked = largest_objects(json.loads(source.read_text()), count)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / 'annotations.json'
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(picked))
-    os.replace(part, path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(picked))
 
     cfg = Config.fromfile(config)
     cfg.work_dir = str(folder)

@@ -1,10 +1,9 @@
 """What the demonstration shows: a score table, curves and pictures."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmseg.evaluation import IoUMetric
+
+from pelk_mm.files import write_atomically
 
 from .metric import OccurringIoUMetric
 
@@ -124,16 +125,6 @@ def evaluate(
     return Scores.of(metrics[0]), Scores.of(metrics[1]), shown
 
 
-def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name and rename it once it is complete."""
-    unfinished = path.with_name(f'.unfinished.{path.name}')
-    try:
-        write(unfinished)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def score_table(model: Scores, constant: Scores, constant_name: str) -> str:
     """Scores of the model beside those of a constant answer, in Markdown."""
     header = ('', 'UperNet PeLK', f'always "{constant_name}"')
@@ -178,11 +169,12 @@ def write_scores(
         'model': asdict(model),
         'commonest_class': dict(name=constant_name, **asdict(constant)),
     }
-    write_complete(folder / 'scores.md', lambda path: path.write_text(text))
-    write_complete(
-        folder / 'scores.json',
-        lambda path: path.write_text(json.dumps(scores, indent=2) + '\n'),
-    )
+    for name, content in (
+        ('scores.md', text),
+        ('scores.json', json.dumps(scores, indent=2) + '\n'),
+    ):
+        with write_atomically(folder / name) as temporary:
+            temporary.write_text(content)
     return table
 
 
@@ -301,4 +293,5 @@ def _paint(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    write_complete(path, lambda name: figure.savefig(name, dpi=110, format='png'))
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=110, format='png')

@@ -10,12 +10,13 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from pelk_mm.files import write_atomically
+
 from .report import (
     commonest_class,
     draw_curves,
     draw_example,
     evaluate,
-    write_complete,
     write_scores,
 )
 from .scenes import write_dataset
@@ -44,10 +45,8 @@ def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
             f'{MARK}); name a new or an empty folder with --out'
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_complete(
-        folder / MARK,
-        lambda path: path.write_text(json.dumps(dict(settings), indent=2) + '\n'),
-    )
+    with write_atomically(folder / MARK) as temporary:
+        temporary.write_text(json.dumps(dict(settings), indent=2) + '\n')
     shutil.rmtree(folder / 'training', ignore_errors=True)
     for name in ('scores.*', 'curves.png', 'example_*.png'):
         for old in folder.glob(name):

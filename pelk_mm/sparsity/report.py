@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-#: Where checkpoints keep their weights; files without any of these are weights only.
-WRAPPERS = ('state_dict', 'model', 'model_ema')
+from pelk_mm.checkpoints.files import find_weights
 
 #: Colours of the two histograms.
 BLUE, ORANGE = '#4477aa', '#ee7733'
@@ -61,7 +60,7 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
     Raises:
         ValueError: If there are none.
     """
-    state = next((checkpoint[key] for key in WRAPPERS if key in checkpoint), checkpoint)
+    _, state = find_weights(checkpoint)
     weights = {
         name: value
         for name, value in state.items()

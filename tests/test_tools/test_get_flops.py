@@ -41,10 +41,11 @@ def config(tmp_path):
     return path
 
 
-def get_flops(*arguments):
+def get_flops(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, ROOT / 'tools' / 'analysis' / 'get_flops.py', *arguments],
         capture_output=True,
+        cwd=cwd,
         text=True,
         timeout=300,
     )
@@ -85,7 +86,7 @@ def test_checkpoints_that_the_converter_reads(config, tmp_path):
     state = PeLK(ARCH).state_dict()
     save_file(state, tmp_path / 'a.safetensors')
     # The released files hold their training script's arguments too.
-    content = {'state_dict': state, 'args': argparse.Namespace()}
+    content = {'model': state, 'args': argparse.Namespace()}
     torch.save(content, tmp_path / 'a.pth')
     for name in ('a.safetensors', 'a.pth'):
         result = get_flops(config, '--checkpoint', tmp_path / name)
@@ -99,10 +100,12 @@ def test_checkpoints_that_the_converter_reads(config, tmp_path):
         (['--sparsity', '1.5'], 'sparsity 1.5 is not in [0, 1)'),
         (['--shape', '8', '2048'], 'an image of 8 x 2048 is too small'),
         (['--checkpoint', 'gone.pth'], 'gone.pth does not exist'),
+        (['--checkpoint', 'list.pth'], 'it holds a list, not weights'),
     ],
 )
-def test_bad_input_ends_in_one_line(config, arguments, message):
-    result = get_flops(config, *arguments)
+def test_bad_input_ends_in_one_line(config, tmp_path, arguments, message):
+    torch.save([1], tmp_path / 'list.pth')
+    result = get_flops(config, *arguments, cwd=tmp_path)
     assert result.returncode == 1
     assert message in result.stderr
     assert result.stderr.splitlines()[-1].startswith('get_flops.py: ')

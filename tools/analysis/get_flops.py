@@ -18,7 +18,7 @@ from pelk_mm.analysis.complexity import (
     image_shape,
     uniform_density,
 )
-from pelk_mm.checkpoints.files import read_checkpoint
+from pelk_mm.checkpoints.files import find_weights, read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,8 +60,8 @@ def main() -> None:
         if min(shape) < 32:
             raise ValueError(f'an image of {shape[0]} x {shape[1]} is too small')
         if args.checkpoint:
-            state = read_checkpoint(args.checkpoint)
-            density = checkpoint_density(state.get('state_dict', state), model)
+            _, weights = find_weights(read_checkpoint(args.checkpoint))
+            density = checkpoint_density(weights, model)
             zeros = f'the zeros of {args.checkpoint}'
         else:
             sparsity = args.sparsity

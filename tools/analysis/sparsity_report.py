@@ -21,14 +21,14 @@ def main() -> None:
     """Write the report."""
     args = parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
-    from pelk_mm.checkpoints.files import read_checkpoint, write_atomically
+    from pelk_mm.checkpoints.files import read_checkpoint, write_output
     from pelk_mm.sparsity.report import draw_histograms, format_table, read_layers
 
     out = args.out or args.checkpoint.with_name('sparsity.png')
     try:
         layers = read_layers(read_checkpoint(args.checkpoint))
         print(format_table(layers))
-        with write_atomically(out) as path:
+        with write_output(out) as path:
             draw_histograms(layers, path, args.checkpoint.name)
     except ValueError as error:  # CheckpointError is one
         sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')

@@ -101,4 +101,5 @@ def test_bad_config_ends_in_one_line(tmp_path, tool, config, message):
 def test_usage_is_the_frameworks_own(tmp_path):
     result = run_tool('train', '--help', cwd=tmp_path)
     assert result.returncode == 0
-    assert '--auto-scale-lr' in result.stdout or '--amp' in result.stdout
+    assert '--amp' in result.stdout
+    assert '--work-dir' in result.stdout

@@ -106,6 +106,9 @@ class BuildWithConfigs(build_py):
         yield ROOT / 'model-index.yml'
         for folder in ('configs', 'tools'):
             for path in sorted((ROOT / folder).rglob('*')):
+                # It sets a checkout up: outside of one it has nothing to install.
+                if path.name == 'setup_env.py':
+                    continue
                 if path.suffix in kinds and path.is_file():
                     yield path
 

@@ -131,6 +131,7 @@ ONEDL = [
     'ftfy',
     'regex',
 ]
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
 
 setup(
     name='pelk_mm',
@@ -151,7 +152,7 @@ setup(
     extras_require={
         'openmmlab': OPENMMLAB,
         'onedl': ONEDL,
-        'export': ['onnx', 'onnxruntime'],
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'safetensors'],
+        'export': EXPORT,
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'safetensors', *EXPORT],
     },
 )

@@ -41,10 +41,15 @@ def expand_kernel(weight: Tensor, sharing_grid: Sequence[int]) -> Tensor:
     Returns:
         Kernels of shape (..., K, K) (PeLK, section 4.1).
     """
-    repeats = torch.tensor(sharing_grid, device=weight.device)
-    size = sum(sharing_grid)
+    # Views and sizes only: ONNX exporters know neither repeat_interleave nor the shape
+    # that it gives.
     for axis in (-2, -1):
-        weight = weight.repeat_interleave(repeats, dim=axis, output_size=size)
+        shape = [-1] * weight.ndim
+        cells = []
+        for cell, size in zip(weight.split(1, axis), sharing_grid, strict=True):
+            shape[axis] = size
+            cells.append(cell.expand(shape))
+        weight = torch.cat(cells, axis)
     return weight
 
 
@@ -58,12 +63,10 @@ def box_sum(kernel: Tensor, sharing_grid: Sequence[int]) -> Tensor:
     Returns:
         Sums of shape (..., k', k').
     """
-    cells = kernel.new_zeros(len(sharing_grid), sum(sharing_grid))
-    index = torch.arange(len(sharing_grid), device=kernel.device).repeat_interleave(
-        torch.tensor(sharing_grid, device=kernel.device), output_size=sum(sharing_grid)
-    )
-    cells.scatter_(0, index.unsqueeze(0), 1)
-    return cells @ kernel @ cells.mT
+    for axis in (-2, -1):
+        cells = kernel.split(tuple(sharing_grid), axis)
+        kernel = torch.cat([cell.sum(axis, keepdim=True) for cell in cells], axis)
+    return kernel
 
 
 def peripheral_conv2d(

@@ -26,6 +26,26 @@ def test_box_sum_is_the_adjoint_of_expand_kernel():
     )
 
 
+@pytest.mark.parametrize(
+    ('operator', 'shape'), [(reference.expand_kernel, 4), (reference.box_sum, 7)]
+)
+def test_gradients(operator, shape):
+    leaf = torch.randn(2, shape, shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: operator(t, GRID), leaf)
+    assert torch.autograd.gradgradcheck(lambda t: operator(t, GRID), leaf)
+
+
+def test_leading_axes_and_meta_tensors():
+    weight = torch.randn(5, 2, 4, 4)
+    kernel = reference.expand_kernel(weight, GRID)
+    assert torch.equal(kernel[3], reference.expand_kernel(weight[3], GRID))
+    sums = reference.box_sum(kernel, GRID)
+    sizes = torch.tensor(GRID, dtype=weight.dtype)
+    torch.testing.assert_close(sums, weight * sizes.outer(sizes))
+    assert reference.expand_kernel(weight.to('meta'), GRID).shape == kernel.shape
+    assert reference.box_sum(kernel.to('meta'), GRID).shape == weight.shape
+
+
 @pytest.mark.parametrize('shape', [(2, 3, 6, 5), (1, 3, 1, 1)])
 def test_peripheral_convolution_by_loops(shape):
     x = torch.randn(shape, dtype=torch.float64)

@@ -26,6 +26,34 @@ def test_large_dense_kernels_go_by_fourier_transform(version):
         assert selection.choose(None, work, (2, 64, 256, 256), (201, 201)) == 'fft'
 
 
+@pytest.mark.parametrize(
+    ('instruction_set', 'shape', 'kernel'),
+    [
+        ('avx2', (1, 32, 128, 128), (51, 5)),
+        ('avx2', (1, 32, 64, 64), (49, 5)),
+        ('portable', (1, 32, 128, 128), (51, 5)),
+        ('portable', (1, 32, 64, 64), (49, 5)),
+        ('portable', (1, 32, 32, 32), (27, 27)),
+    ],
+)
+def test_narrower_vectors_leave_these_to_torch(
+    monkeypatch, instruction_set, shape, kernel
+):
+    """Timed forward, channels_last was ahead of both direct and the FFT."""
+    monkeypatch.delenv(selection.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(cpu, 'instruction_set', lambda: instruction_set)
+    chosen = selection.choose(None, 'convolve', shape, kernel)
+    assert chosen in ('channels_last', 'nchw')
+    monkeypatch.setattr(cpu, 'instruction_set', lambda: 'avx512')
+    assert selection.choose(None, 'convolve', shape, kernel) == 'direct'
+
+
+@pytest.mark.parametrize('shape', [(1, 32, 128, 128), (2, 64, 16, 16)])
+def test_small_kernels_stay_with_every_version(version, shape):
+    chosen = selection.choose(None, 'weight_grad', shape, (5, 5))
+    assert (chosen == 'direct') == (version != 'none')
+
+
 def test_argument_then_environment_then_model(monkeypatch):
     shape, kernel = (1, 8, 16, 16), (5, 5)
     monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'fft')

@@ -318,6 +318,7 @@ def test_fitting_configs(shared, name, fits, not_fits):
 KILLED = """
 import os, signal, sys
 import torch
+import pelk_mm.files
 from pelk_mm.checkpoints import files
 from pelk_mm.checkpoints.convert import convert_checkpoint
 
@@ -335,13 +336,13 @@ for point in ('create', 'save', 'verify', 'rename', 'done'):
     child = os.fork()
     if not child:
         if point == 'create':
-            files.mkstemp = die
+            pelk_mm.files.mkstemp = die
         if point == 'save':
             torch.save = save_half
         if point == 'verify':
             files._same_bits = die
         if point == 'rename':
-            files.Path.replace = die
+            pelk_mm.files.Path.replace = die
         convert_checkpoint('src.pth', 'dst.pth', force=True)
         die()
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -98,17 +98,17 @@ def allocate(
         )
     counts: dict[str, int] = {}
     open_params = dict(params)
-    while True:
+    while open_params:
         shares = rule(open_params, left)
         dense = [name for name, share in shares.items() if share >= DENSE * sizes[name]]
         after = left - sum(sizes[name] for name in dense)
         if not dense or after < len(open_params) - len(dense):
+            counts |= _round_to_sum(shares, sizes, left)
             break
         for name in dense:
             counts[name] = sizes[name]
             del open_params[name]
         left = after
-    counts |= _round_to_sum(shares, sizes, left)
     return {name: counts[name] for name in params}
 
 

@@ -50,6 +50,13 @@ def test_counts_are_exact_and_no_layer_is_empty(shapes, density, kind):
     assert {n: int(m.sum()) for n, m in masks.items()} == counts
 
 
+@pytest.mark.parametrize('kind', ['uniform', 'erk', 'snip'])
+def test_all_layers_may_become_dense(kind):
+    params = dict(a=torch.empty(1, 1))
+    rule = {'uniform': uniform, 'erk': erk}.get(kind, snip(dict(a=torch.ones(1, 1))))
+    assert allocate(params, 0.75, rule) == dict(a=1)
+
+
 def test_uniform_by_hand():
     params = dict(a=torch.empty(10, 10), b=torch.empty(5, 1, 2, 2))
     assert allocate(params, 0.6, uniform) == dict(a=60, b=12)

@@ -682,12 +682,13 @@ def draw_street(canvas: Canvas, weather: tuple) -> None:
     )
 
 
-def draw_country_road(canvas: Canvas, weather: tuple) -> None:
-    """A road that runs through grass to the horizon."""
-    rng = canvas.rng
-    horizon = rng.uniform(0.35, 0.5)
+def draw_meadow(
+    canvas: Canvas, weather: tuple, horizons: tuple[float, float], mountainous: float
+) -> float:
+    """Sky over grass, mountains between them as often as told; return the horizon."""
+    horizon = canvas.rng.uniform(*horizons)
     draw_sky(canvas, horizon, weather)
-    if rng.random() < 0.8:
+    if canvas.rng.random() < mountainous:
         draw_mountains(canvas, horizon, weather[1])
     draw_ground(
         canvas,
@@ -695,6 +696,13 @@ def draw_country_road(canvas: Canvas, weather: tuple) -> None:
         canvas.pick((60, 140, 95), (65, 150, 140), (70, 120, 80)),
         'grass',
     )
+    return horizon
+
+
+def draw_country_road(canvas: Canvas, weather: tuple) -> None:
+    """A road that runs through grass to the horizon."""
+    rng = canvas.rng
+    horizon = draw_meadow(canvas, weather, (0.35, 0.5), 0.8)
     far = rng.uniform(0.25, 0.75) * canvas.width
     near = rng.uniform(0.3, 0.7) * canvas.width
     wide = rng.uniform(0.3, 0.5)
@@ -766,16 +774,7 @@ def draw_country_road(canvas: Canvas, weather: tuple) -> None:
 def draw_farm(canvas: Canvas, weather: tuple) -> None:
     """Houses, trees and fences on grass."""
     rng = canvas.rng
-    horizon = rng.uniform(0.38, 0.55)
-    draw_sky(canvas, horizon, weather)
-    if rng.random() < 0.7:
-        draw_mountains(canvas, horizon, weather[1])
-    draw_ground(
-        canvas,
-        horizon,
-        canvas.pick((60, 140, 95), (65, 150, 140), (70, 120, 80)),
-        'grass',
-    )
+    horizon = draw_meadow(canvas, weather, (0.38, 0.55), 0.7)
     objects = [
         *stand(
             canvas, draw_house, rng.integers(1, 4), (horizon + 0.06, 0.8), (0.25, 0.55)

@@ -11,13 +11,13 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
 
-# One entry an instruction set: its table in csrc/kernels.h, floats a vector, vector
+# One entry an instruction set: its namespace in csrc/kernels.h, floats a vector, vector
 # registers, compiler flags.
-PORTABLE = ('kPortable', 4, 16, [])
+PORTABLE = ('portable', 4, 16, [])
 X86 = [
-    ('kAvx2', 8, 16, ['-mavx2', '-mfma']),
+    ('avx2', 8, 16, ['-mavx2', '-mfma']),
     (
-        'kAvx512',
+        'avx512',
         16,
         32,
         ['-mavx512f', '-mavx512vl', '-mavx512bw', '-mavx512dq', '-mfma']
@@ -50,12 +50,12 @@ class BuildKernels(build_ext):
             extra_postargs=flags,
             depends=ext.depends,
         )
-        for table, lanes, registers, machine in [PORTABLE, *(X86 if x86 else [])]:
+        for name, lanes, registers, machine in [PORTABLE, *(X86 if x86 else [])]:
             objects += self.compiler.compile(
-                [str(CSRC / 'kernels.cpp')],
-                output_dir=str(Path(self.build_temp) / table),
+                [str(CSRC / 'direct.cpp'), str(CSRC / 'fourier.cpp')],
+                output_dir=str(Path(self.build_temp) / name),
                 macros=[
-                    ('PELK_TABLE', table),
+                    ('PELK_ISA', name),
                     ('PELK_LANES', str(lanes)),
                     ('PELK_REGISTERS', str(registers)),
                 ],
@@ -71,8 +71,8 @@ class BuildKernels(build_ext):
 
 KERNELS = Extension(
     'pelk_mm.ops._kernels',
-    [str(CSRC / 'library.cpp'), str(CSRC / 'kernels.cpp')],
-    depends=[str(CSRC / 'kernels.h')],
+    [str(CSRC / f'{name}.cpp') for name in ('library', 'direct', 'fourier')],
+    depends=[str(CSRC / 'kernels.h'), str(CSRC / 'simd.h')],
     optional=True,
 )
 

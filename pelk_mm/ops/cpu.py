@@ -33,6 +33,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ('version', 'threads', 'type')),
         *((name, ctypes.c_int32) for name in ('row_cells', 'col_cells')),
+        *((name, ctypes.c_int32) for name in ('down', 'along')),
         *((name, ctypes.c_void_p) for name in ('row_grid', 'col_grid')),
         *((name, ctypes.c_int64) for name in ('batch', 'channels', 'height', 'width')),
         ('parallel', ctypes.c_void_p),
@@ -127,8 +128,15 @@ def _describe(x: Tensor) -> _Tensor:
     return _Tensor(x.data_ptr(), x.stride(0), x.stride(1))
 
 
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
 def _job(
-    x: Tensor, row_grid: Sequence[int], col_grid: Sequence[int]
+    x: Tensor,
+    row_grid: Sequence[int],
+    col_grid: Sequence[int],
+    lengths: tuple[int, int] | None = None,
 ) -> tuple[_Job, tuple]:
     """Describe a call, and what its pointers need kept alive."""
     grids = tuple((ctypes.c_int32 * len(g))(*g) for g in (row_grid, col_grid))
@@ -140,6 +148,7 @@ def _job(
         DTYPES[x.dtype],
         len(row_grid),
         len(col_grid),
+        *(lengths or (0, 0)),
         ctypes.addressof(grids[0]),
         ctypes.addressof(grids[1]),
         *x.shape,
@@ -159,6 +168,7 @@ def convolve(
     bias: Tensor | None,
     row_grid: Sequence[int],
     col_grid: Sequence[int],
+    lengths: tuple[int, int] | None = None,
 ) -> Tensor:
     """Convolve every channel with its kernel, given by a parameter a cell.
 
@@ -168,6 +178,8 @@ def convolve(
         bias: Optional bias of shape (C,).
         row_grid: Taps of each cell down the kernel, odd in sum.
         col_grid: Taps of each cell along the kernel, odd in sum.
+        lengths: Of the Fourier transforms down and along (`fft.lengths`); None sums
+            directly.
 
     Returns:
         Contiguous output of shape (N, C, H, W), accumulated in float32.
@@ -178,14 +190,14 @@ def convolve(
     x = _planes(x)
     weight = weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    job, _grids = _job(x, row_grid, col_grid)
+    job, _grids = _job(x, row_grid, col_grid, lengths)
     _check(
         _library().pelk_convolve(
             ctypes.byref(job),
             ctypes.byref(_describe(x)),
-            ctypes.c_void_p(weight.data_ptr()),
-            ctypes.c_void_p(None if bias is None else bias.data_ptr()),
-            ctypes.c_void_p(out.data_ptr()),
+            _address(weight),
+            _address(bias),
+            _address(out),
         )
     )
     return out
@@ -194,7 +206,7 @@ def convolve(
 def weight_grad(
     x: Tensor, grad: Tensor, row_grid: Sequence[int], col_grid: Sequence[int]
 ) -> Tensor:
-    """Gradient of `convolve` to its parameters.
+    """Gradient of `convolve` to its parameters, by direct sums.
 
     Args:
         x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
@@ -216,7 +228,54 @@ def weight_grad(
             ctypes.byref(job),
             ctypes.byref(_describe(x)),
             ctypes.byref(_describe(grad)),
-            ctypes.c_void_p(out.data_ptr()),
+            _address(out),
         )
     )
     return out
+
+
+def fourier_gradients(
+    x: Tensor | None,
+    grad: Tensor,
+    weight: Tensor | None,
+    row_grid: Sequence[int],
+    col_grid: Sequence[int],
+    lengths: tuple[int, int],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `convolve` by Fourier transforms, which the two share.
+
+    Args:
+        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`; None where
+            the gradient to the parameters is not wanted.
+        grad: Gradient to the output, of the same shape and dtype.
+        weight: Parameters of shape (C, rows, cols); None where the gradient to the
+            input is not wanted.
+        row_grid: Taps of each cell down the kernel, odd in sum.
+        col_grid: Taps of each cell along the kernel, odd in sum.
+        lengths: Of the transforms down and along (`fft.lengths`).
+
+    Returns:
+        Gradient to the input, contiguous and like `grad`, and gradient of shape
+        (C, rows, cols) to the parameters, float32; None where not wanted.
+    """
+    grad_x = grad_weight = None
+    if weight is not None:
+        grad_x = torch.empty(grad.shape, dtype=grad.dtype)
+        weight = weight.float().contiguous()
+    if x is not None:
+        grad_weight = torch.zeros(grad.shape[1], len(row_grid), len(col_grid))
+        x = _planes(x)
+    if grad.numel():
+        grad = _planes(grad)
+        job, _grids = _job(grad, row_grid, col_grid, lengths)
+        _check(
+            _library().pelk_fourier_gradients(
+                ctypes.byref(job),
+                ctypes.byref(_describe(grad if x is None else x)),
+                ctypes.byref(_describe(grad)),
+                _address(weight),
+                _address(grad_x),
+                _address(grad_weight),
+            )
+        )
+    return grad_x, grad_weight

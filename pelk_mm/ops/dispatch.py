@@ -15,23 +15,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu, fft, reference, selection
 
-_library = torch.library.Library('pelk_mm', 'DEF')
-_library.define(
-    'depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, str? backend) -> Tensor'
-)
-_library.define(
-    'depthwise_conv2d_weight_grad(Tensor x, Tensor grad, SymInt kh, SymInt kw, '
-    'str? backend) -> Tensor'
-)
-_library.define(
-    'peripheral_conv2d(Tensor x, Tensor weight, int[] sharing_grid, Tensor? bias) '
-    '-> Tensor'
-)
-_library.define(
-    'peripheral_conv2d_weight_grad(Tensor x, Tensor grad, int[] sharing_grid) -> Tensor'
-)
-
-
 # ------------------------------------------------------------------------- checks
 
 
@@ -112,7 +95,27 @@ def _by_reference(x: Tensor) -> bool:
     )
 
 
-# --------------------------------------------------------------------- depthwise
+# --------------------------------------------------------------- public operators
+
+
+def _run(
+    operator: str,
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: Sequence[int] | None,
+    bias: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    selection.check(backend)
+    x = _autocast(x)
+    if _by_reference(x):
+        weight = weight.to(x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        if sharing_grid is not None:
+            return reference.peripheral_conv2d(x, weight, sharing_grid, bias)
+        return reference.depthwise_conv2d(x, weight, bias)
+    operator = getattr(torch.ops.pelk_mm, operator)
+    return operator(x, weight, sharing_grid, bias, backend)
 
 
 def depthwise_conv2d(
@@ -132,9 +135,10 @@ def depthwise_conv2d(
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
-        backend: 'direct' (the compiled kernels), 'fft', 'channels_last' or 'nchw'
-            (torch's convolution in either layout). By default what the environment
-            variable `PELK_MM_CONV` says, else the expected fastest.
+        backend: 'direct' or 'fft' (the compiled kernels), 'torch_fft', or
+            'channels_last' or 'nchw' (torch's convolution in either layout). By
+            default what the environment variable `PELK_MM_CONV` says, else the
+            expected fastest.
 
     Returns:
         Output of shape (N, C, H, W).
@@ -149,13 +153,90 @@ def depthwise_conv2d(
             f'kernels of {weight.shape[1]} x {weight.shape[2]} have no centre; pad '
             'them to odd sizes'
         )
-    selection.check(backend)
-    x = _autocast(x)
-    if _by_reference(x):
-        weight = weight.to(x.dtype)
-        bias = None if bias is None else bias.to(x.dtype)
-        return reference.depthwise_conv2d(x, weight, bias)
-    return torch.ops.pelk_mm.depthwise_conv2d(x, weight, bias, backend)
+    return _run('depthwise_conv2d', x, weight, None, bias, backend)
+
+
+def peripheral_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: Sequence[int],
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Peripheral convolution: K x K taps that share k' x k' parameters.
+
+    On the CPU, in float32, bfloat16 and float16 (accumulated in float32), it runs on
+    box sums, which cost k'^2 multiply-adds a pixel instead of K^2, or on Fourier
+    transforms, plane by plane in the cache (PeLK, section 4.1;
+    `docs/performance.md`). Elsewhere, and where the compiled kernels are missing, the
+    expanded kernel serves.
+
+    Args:
+        x: Input of shape (N, C, H, W).
+        weight: Shared parameters of shape (C, k', k').
+        sharing_grid: Cell sizes along either axis, k' of them; their sum K, the
+            kernel size, is odd.
+        bias: Optional bias of shape (C,).
+        backend: As for `depthwise_conv2d`; 'direct' is by box sums.
+
+    Returns:
+        Output of shape (N, C, H, W).
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit together, the grid is not
+            made of positive integers with an odd sum, or the backend is unknown or
+            missing.
+    """
+    _check(x, weight, bias)
+    _check_grid(weight, sharing_grid)
+    return _run('peripheral_conv2d', x, weight, list(sharing_grid), bias, backend)
+
+
+# --------------------------------------------------------------- running on the CPU
+
+
+def _reach(
+    shape: torch.Size, weight: Tensor, sharing_grid: list[int] | None
+) -> tuple[int, int]:
+    """The taps of a kernel, each way, that some output pixel meets the map with."""
+    taps = weight.shape[1:] if sharing_grid is None else (sum(sharing_grid),) * 2
+    return tuple(
+        min(size, max(1, 2 * extent - 1))
+        for size, extent in zip(taps, shape[2:], strict=True)
+    )
+
+
+def _dense(
+    weight: Tensor, sharing_grid: list[int] | None, kernel: tuple[int, int]
+) -> Tensor:
+    """The middle part `kernel` of the kernels that parameters stand for."""
+    if sharing_grid is not None:
+        weight = reference.expand_kernel(weight, sharing_grid)
+    rows, cols = (
+        (size - part) // 2 for size, part in zip(weight.shape[1:], kernel, strict=True)
+    )
+    return weight[:, rows : rows + kernel[0], cols : cols + kernel[1]]
+
+
+def _share(grad: Tensor, weight: Tensor, sharing_grid: list[int] | None) -> Tensor:
+    """The adjoint of `_dense`, of a gradient to what it returned."""
+    taps = weight.shape[1:] if sharing_grid is None else (sum(sharing_grid),) * 2
+    rows, cols = (
+        (size - part) // 2 for size, part in zip(taps, grad.shape[1:], strict=True)
+    )
+    if rows or cols:
+        grad = F.pad(grad, (cols, cols, rows, rows))
+    return grad if sharing_grid is None else reference.box_sum(grad, sharing_grid)
+
+
+def _cells(
+    kernel: tuple[int, int], sharing_grid: list[int] | None
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Cell sizes down and along a kernel."""
+    if sharing_grid is None:
+        return (1,) * kernel[0], (1,) * kernel[1]
+    return sharing_grid, sharing_grid
 
 
 def _layout(backend: str) -> torch.memory_format:
@@ -164,28 +245,24 @@ def _layout(backend: str) -> torch.memory_format:
     )
 
 
-def _reach(x: Tensor, kh: int, kw: int) -> tuple[int, int]:
-    """The taps of a kernel, each way, that some output pixel meets the map with."""
-    return tuple(
-        min(taps, max(1, 2 * size - 1))
-        for taps, size in zip((kh, kw), x.shape[2:], strict=True)
-    )
-
-
-def _depthwise_cpu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None
+def _convolve(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    bias: Tensor | None,
 ) -> Tensor:
-    kernel = _reach(x, *weight.shape[1:])
-    rows, cols = ((a - b) // 2 for a, b in zip(weight.shape[1:], kernel, strict=True))
-    weight = weight[:, rows : rows + kernel[0], cols : cols + kernel[1]]
-    backend = selection.choose(backend, 'convolve', x.shape, kernel)
-    if backend == 'direct':
-        return cpu.convolve(x, weight, bias, (1,) * kernel[0], (1,) * kernel[1])
+    kernel = _reach(x.shape, weight, sharing_grid)
+    if backend in selection.COMPILED:
+        if sharing_grid is None:
+            weight = _dense(weight, None, kernel)
+        lengths = fft.lengths(x.shape, kernel) if backend == 'fft' else None
+        return cpu.convolve(x, weight, bias, *_cells(kernel, sharing_grid), lengths)
     if not x.numel():
         return torch.empty(x.shape, dtype=x.dtype)
-    wide, weight = x.float(), weight.float()
+    wide, weight = x.float(), _dense(weight, sharing_grid, kernel).float()
     bias = None if bias is None else bias.float()
-    if backend == 'fft':
+    if backend == 'torch_fft':
         out = fft.convolve(wide, weight)
         if bias is not None:
             out += bias[:, None, None]
@@ -201,258 +278,212 @@ def _depthwise_cpu(
     return out.to(x.dtype, memory_format=torch.contiguous_format)
 
 
-def _depthwise_weight_grad_cpu(
-    x: Tensor, grad: Tensor, kh: int, kw: int, backend: str | None
+def _weight_grad(
+    backend: str,
+    x: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
 ) -> Tensor:
-    kernel = _reach(x, kh, kw)
-    if kernel != (kh, kw):
-        rows, cols = (kh - kernel[0]) // 2, (kw - kernel[1]) // 2
-        inner = _depthwise_weight_grad_cpu(x, grad, *kernel, backend)
-        return F.pad(inner, (cols, cols, rows, rows))
-    backend = selection.choose(backend, 'weight_grad', x.shape, (kh, kw))
+    kernel = _reach(x.shape, weight, sharing_grid)
     if backend == 'direct':
-        return cpu.weight_grad(x, grad, (1,) * kh, (1,) * kw)
+        result = cpu.weight_grad(x, grad, *_cells(kernel, sharing_grid))
+        return result if sharing_grid is not None else _share(result, weight, None)
     if not x.numel():
-        return torch.zeros(x.shape[1], kh, kw)
+        return torch.zeros(weight.shape)
     x, grad = x.float(), grad.float()
-    if backend == 'fft':
-        return fft.weight_grad(x, grad, (kh, kw))
-    with torch.autocast('cpu', enabled=False):
-        return torch.ops.aten.convolution_backward(
-            grad.contiguous(memory_format=_layout(backend)),
-            x.contiguous(memory_format=_layout(backend)),
-            x.new_empty(x.shape[1], 1, kh, kw),
-            None,
-            [1, 1],
-            [kh // 2, kw // 2],
-            [1, 1],
-            False,
-            [0, 0],
-            x.shape[1],
-            [False, True, False],
-        )[1].squeeze(1)
+    if backend == 'torch_fft':
+        dense = fft.weight_grad(x, grad, kernel)
+    else:
+        with torch.autocast('cpu', enabled=False):
+            dense = torch.ops.aten.convolution_backward(
+                grad.contiguous(memory_format=_layout(backend)),
+                x.contiguous(memory_format=_layout(backend)),
+                x.new_empty(x.shape[1], 1, *kernel),
+                None,
+                [1, 1],
+                [kernel[0] // 2, kernel[1] // 2],
+                [1, 1],
+                False,
+                [0, 0],
+                x.shape[1],
+                [False, True, False],
+            )[1].squeeze(1)
+    return _share(dense, weight, sharing_grid)
 
 
-_library.impl('depthwise_conv2d', _depthwise_cpu, 'CPU')
-_library.impl('depthwise_conv2d_weight_grad', _depthwise_weight_grad_cpu, 'CPU')
-
-
-@torch.library.register_fake('pelk_mm::depthwise_conv2d')
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.register_fake('pelk_mm::depthwise_conv2d_weight_grad')
-def _(x: Tensor, grad: Tensor, kh: int, kw: int, backend: str | None) -> Tensor:
-    return x.new_empty(x.shape[1], kh, kw, dtype=torch.float32)
-
-
-def _save_for_gradients(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-    ctx.kernel, ctx.weight_dtype = weight.shape[1:], weight.dtype
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _bias_grad(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return grad.sum((0, 2, 3), dtype=torch.float32).to(dtype)
-
-
-def _depthwise_setup(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.backend = inputs
-    _save_for_gradients(ctx, x, weight, bias)
-
-
-def _depthwise_backward(ctx, grad: Tensor):
-    x, weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    grad_x = grad_weight = grad_bias = None
-    if needs[0]:
-        grad_x = torch.ops.pelk_mm.depthwise_conv2d(
-            grad, weight.flip(-2, -1), None, ctx.backend
-        )
-    if needs[1]:
-        grad_weight = torch.ops.pelk_mm.depthwise_conv2d_weight_grad(
-            x, grad, *ctx.kernel, ctx.backend
-        ).to(ctx.weight_dtype)
-    if needs[2]:
-        grad_bias = _bias_grad(grad, ctx.bias_dtype)
-    return grad_x, grad_weight, grad_bias, None
-
-
-torch.library.register_autograd(
-    'pelk_mm::depthwise_conv2d', _depthwise_backward, setup_context=_depthwise_setup
-)
-
-
-def _depthwise_weight_grad_setup(ctx, inputs, output) -> None:
-    x, grad, _, _, ctx.backend = inputs
-    ctx.save_for_backward(x, grad)
-
-
-def _depthwise_weight_grad_backward(ctx, outer: Tensor):
-    """Differentiate again: the weight gradient is bilinear in x and grad."""
-    x, grad = ctx.saved_tensors
-    convolve = torch.ops.pelk_mm.depthwise_conv2d
-    grad_x = grad_grad = None
-    if ctx.needs_input_grad[0]:
-        grad_x = convolve(grad, outer.flip(-2, -1), None, ctx.backend)
-    if ctx.needs_input_grad[1]:
-        grad_grad = convolve(x, outer, None, ctx.backend)
-    return grad_x, grad_grad, None, None, None
-
-
-torch.library.register_autograd(
-    'pelk_mm::depthwise_conv2d_weight_grad',
-    _depthwise_weight_grad_backward,
-    setup_context=_depthwise_weight_grad_setup,
-)
-
-
-# -------------------------------------------------------------------- peripheral
-
-
-def peripheral_conv2d(
+def _forward_cpu(
     x: Tensor,
     weight: Tensor,
-    sharing_grid: Sequence[int],
-    bias: Tensor | None = None,
+    sharing_grid: list[int] | None,
+    bias: Tensor | None,
+    backend: str | None,
 ) -> Tensor:
-    """Peripheral convolution: K x K taps that share k' x k' parameters.
+    kernel = _reach(x.shape, weight, sharing_grid)
+    backend = selection.choose(backend, 'convolve', x.shape, kernel, sharing_grid)
+    return _convolve(backend, x, weight, sharing_grid, bias)
 
-    On the CPU, in float32, bfloat16 and float16 (accumulated in float32), the kernel
-    is never expanded: box sums make the cost k'^2 multiply-adds a pixel instead of K^2
-    (PeLK, section 4.1; `docs/performance.md`). Elsewhere, and where the compiled
-    kernels are missing, the expanded kernel serves.
 
-    Args:
-        x: Input of shape (N, C, H, W).
-        weight: Shared parameters of shape (C, k', k').
-        sharing_grid: Cell sizes along either axis, k' of them; their sum K, the
-            kernel size, is odd.
-        bias: Optional bias of shape (C,).
+def _backward_cpu(
+    x: Tensor | None,
+    grad: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    needs_x: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to the input and, given the input, to the parameters.
 
-    Returns:
-        Output of shape (N, C, H, W).
-
-    Raises:
-        ValueError: Shapes, dtypes or devices do not fit together, or the grid is not
-            made of positive integers with an odd sum.
+    What is not wanted is empty.
     """
-    _check(x, weight, bias)
-    _check_grid(weight, sharing_grid)
-    x = _autocast(x)
-    if _by_reference(x):
-        weight = weight.to(x.dtype)
-        bias = None if bias is None else bias.to(x.dtype)
-        return reference.peripheral_conv2d(x, weight, sharing_grid, bias)
-    return torch.ops.pelk_mm.peripheral_conv2d(x, weight, list(sharing_grid), bias)
+    kernel = _reach(grad.shape, weight, sharing_grid)
+    problem = (grad.shape, kernel, sharing_grid)
+    for_x = selection.choose(backend, 'convolve', *problem) if needs_x else None
+    for_weight = (
+        selection.choose(backend, 'weight_grad', *problem) if x is not None else None
+    )
+    grad_x, grad_weight = grad.new_empty(0), torch.empty(0)
+    if 'fft' in (for_x, for_weight):
+        shared = weight if sharing_grid is not None else _dense(weight, None, kernel)
+        by_fourier = cpu.fourier_gradients(
+            x if for_weight == 'fft' else None,
+            grad,
+            shared if for_x == 'fft' else None,
+            *_cells(kernel, sharing_grid),
+            fft.lengths(grad.shape, kernel),
+        )
+        if for_x == 'fft':
+            grad_x = by_fourier[0]
+        if for_weight == 'fft':
+            grad_weight = by_fourier[1]
+            if sharing_grid is None:
+                grad_weight = _share(grad_weight, weight, None)
+    if for_x not in (None, 'fft'):
+        # The adjoint of a correlation is the correlation with the turned kernel.
+        turned = sharing_grid and sharing_grid[::-1]
+        grad_x = _convolve(for_x, grad, weight.flip(-2, -1), turned, None)
+    if for_weight not in (None, 'fft'):
+        grad_weight = _weight_grad(for_weight, x, grad, weight, sharing_grid)
+    return grad_x, grad_weight
 
 
-def _peripheral_cpu(
-    x: Tensor, weight: Tensor, sharing_grid: list[int], bias: Tensor | None
-) -> Tensor:
-    if cpu.instruction_set():
-        return cpu.convolve(x, weight, bias, sharing_grid, sharing_grid)
-    kernel = reference.expand_kernel(weight, sharing_grid)
-    return _depthwise_cpu(x, kernel, bias, None)
+# -------------------------------------------------------------------- registration
 
 
-def _peripheral_weight_grad_cpu(
-    x: Tensor, grad: Tensor, sharing_grid: list[int]
-) -> Tensor:
-    if cpu.instruction_set():
-        return cpu.weight_grad(x, grad, sharing_grid, sharing_grid)
-    taps = sum(sharing_grid)
-    dense = _depthwise_weight_grad_cpu(x, grad, taps, taps, None)
-    return reference.box_sum(dense, sharing_grid)
+_library = torch.library.Library('pelk_mm', 'DEF')
 
 
-_library.impl('peripheral_conv2d', _peripheral_cpu, 'CPU')
-_library.impl('peripheral_conv2d_weight_grad', _peripheral_weight_grad_cpu, 'CPU')
-
-
-@torch.library.register_fake('pelk_mm::peripheral_conv2d')
-def _(x: Tensor, weight: Tensor, sharing_grid: list[int], bias: Tensor | None):
+def _forward_fake(x, weight, sharing_grid, bias, backend) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake('pelk_mm::peripheral_conv2d_weight_grad')
-def _(x: Tensor, grad: Tensor, sharing_grid: list[int]) -> Tensor:
-    cells = len(sharing_grid)
-    return x.new_empty(x.shape[1], cells, cells, dtype=torch.float32)
+def _backward_fake(x, grad, weight, sharing_grid, needs_x, backend):
+    grad_weight = 0 if x is None else weight.shape
+    return (
+        grad.new_empty(grad.shape if needs_x else 0),
+        grad.new_empty(grad_weight, dtype=torch.float32),
+    )
 
 
-def _peripheral_setup(ctx, inputs, output) -> None:
-    x, weight, ctx.sharing_grid, bias = inputs
-    _save_for_gradients(ctx, x, weight, bias)
-
-
-def _peripheral_backward(ctx, grad: Tensor):
-    x, weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    grad_x = grad_weight = grad_bias = None
-    if needs[0]:
-        grad_x = torch.ops.pelk_mm.peripheral_conv2d(
-            grad, weight.flip(-2, -1), ctx.sharing_grid[::-1], None
-        )
-    if needs[1]:
-        grad_weight = torch.ops.pelk_mm.peripheral_conv2d_weight_grad(
-            x, grad, ctx.sharing_grid
-        ).to(ctx.weight_dtype)
-    if needs[3]:
-        grad_bias = _bias_grad(grad, ctx.bias_dtype)
-    return grad_x, grad_weight, None, grad_bias
-
-
-torch.library.register_autograd(
-    'pelk_mm::peripheral_conv2d', _peripheral_backward, setup_context=_peripheral_setup
-)
-
-
-def _peripheral_weight_grad_setup(ctx, inputs, output) -> None:
-    x, grad, ctx.sharing_grid = inputs
-    ctx.save_for_backward(x, grad)
-
-
-def _peripheral_weight_grad_backward(ctx, outer: Tensor):
-    """Differentiate again: the weight gradient is bilinear in x and grad."""
-    x, grad = ctx.saved_tensors
-    convolve = torch.ops.pelk_mm.peripheral_conv2d
-    grid = ctx.sharing_grid
-    grad_x = grad_grad = None
-    if ctx.needs_input_grad[0]:
-        grad_x = convolve(grad, outer.flip(-2, -1), grid[::-1], None)
-    if ctx.needs_input_grad[1]:
-        grad_grad = convolve(x, outer, grid, None)
-    return grad_x, grad_grad, None
-
-
-torch.library.register_autograd(
-    'pelk_mm::peripheral_conv2d_weight_grad',
-    _peripheral_weight_grad_backward,
-    setup_context=_peripheral_weight_grad_setup,
-)
-
-
-# ------------------------------------------------------------------ FLOP counters
-
-
-@register_flop_formula(torch.ops.pelk_mm.depthwise_conv2d)
-def _(x_shape, weight_shape, *args, **kwargs) -> int:
+def _forward_flops(x_shape, weight_shape, *args, **kwargs) -> int:
     return 2 * x_shape.numel() * weight_shape[1] * weight_shape[2]
 
 
-@register_flop_formula(torch.ops.pelk_mm.depthwise_conv2d_weight_grad)
-def _(x_shape, grad_shape, kh, kw, *args, **kwargs) -> int:
-    return 2 * x_shape.numel() * kh * kw
+def _backward_flops(
+    x_shape, grad_shape, weight_shape, sharing_grid, needs_x, *args, **kwargs
+) -> int:
+    passes = int(needs_x) + (x_shape is not None)
+    return passes * _forward_flops(grad_shape, weight_shape)
 
 
-@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d)
-def _(x_shape, weight_shape, sharing_grid, *args, **kwargs) -> int:
-    return 2 * x_shape.numel() * len(sharing_grid) ** 2
+def _register(name: str) -> None:
+    """Register an operator and the one that computes its gradients.
+
+    Both are the same to torch for dense and for shared kernels; two names let FLOP
+    counters and profilers tell them apart.
+    """
+    backward_name = f'{name}_backward'
+    _library.define(
+        f'{name}(Tensor x, Tensor weight, int[]? sharing_grid, Tensor? bias, '
+        'str? backend) -> Tensor'
+    )
+    _library.define(
+        f'{backward_name}(Tensor? x, Tensor grad, Tensor weight, '
+        'int[]? sharing_grid, bool needs_x, str? backend) -> (Tensor, Tensor)'
+    )
+    _library.impl(name, _forward_cpu, 'CPU')
+    _library.impl(backward_name, _backward_cpu, 'CPU')
+    forward = getattr(torch.ops.pelk_mm, name)
+    backward = getattr(torch.ops.pelk_mm, backward_name)
+
+    def save(ctx, inputs, output) -> None:
+        x, weight, ctx.sharing_grid, bias, ctx.backend = inputs
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    def differentiate(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, _, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x or needs_weight:
+            grad_x, grad_weight = backward(
+                x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend
+            )
+        if needs_bias:
+            grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype)
+        return (
+            grad_x if needs_x else None,
+            grad_weight.to(weight.dtype) if needs_weight else None,
+            None,
+            grad_bias,
+            None,
+        )
+
+    def save_again(ctx, inputs, output) -> None:
+        x, grad, weight, ctx.sharing_grid, ctx.needs_x, ctx.backend = inputs
+        ctx.save_for_backward(x, grad, weight)
+
+    def differentiate_again(ctx, outer_x: Tensor, outer_weight: Tensor):
+        """Both gradients are bilinear: in grad and weight, and in x and grad."""
+        x, grad, weight = ctx.saved_tensors
+        settings = (ctx.sharing_grid, None, ctx.backend)
+        from_x = ctx.needs_input_grad[0]
+        from_weight = ctx.needs_input_grad[2] and ctx.needs_x
+        grad_x = grad_grad = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            terms = []
+            if ctx.needs_x:
+                terms.append(forward(outer_x, weight, *settings))
+            if x is not None:
+                terms.append(forward(x, outer_weight, *settings))
+            grad_grad = sum(terms)
+        if from_x or from_weight:
+            grad_x, grad_weight = backward(
+                outer_x if from_weight else None,
+                grad,
+                outer_weight if from_x else weight,
+                ctx.sharing_grid,
+                from_x,
+                ctx.backend,
+            )
+        return (
+            grad_x if from_x else None,
+            grad_grad,
+            grad_weight.to(weight.dtype) if from_weight else None,
+            None,
+            None,
+            None,
+        )
+
+    for operator, fake, derivative, context, flops in (
+        (name, _forward_fake, differentiate, save, _forward_flops),
+        (backward_name, _backward_fake, differentiate_again, save_again, _backward_flops),
+    ):
+        qualified = f'pelk_mm::{operator}'
+        torch.library.register_fake(qualified, fake)
+        torch.library.register_autograd(qualified, derivative, setup_context=context)
+        register_flop_formula(getattr(torch.ops.pelk_mm, operator))(flops)
 
 
-@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_weight_grad)
-def _(x_shape, grad_shape, sharing_grid, *args, **kwargs) -> int:
-    return 2 * x_shape.numel() * len(sharing_grid) ** 2
+for _name in ('depthwise_conv2d', 'peripheral_conv2d'):
+    _register(_name)

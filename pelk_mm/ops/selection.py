@@ -10,7 +10,8 @@ import os
 
 from . import cpu, fft
 
-BACKENDS = ('direct', 'fft', 'channels_last', 'nchw')
+COMPILED = ('direct', 'fft')
+BACKENDS = (*COMPILED, 'torch_fft', 'channels_last', 'nchw')
 ENVIRONMENT_VARIABLE = 'PELK_MM_CONV'
 
 
@@ -30,11 +31,11 @@ def check(backend: str | None) -> None:
             f'there is no convolution backend {backend!r}; choose one of '
             f'{list(BACKENDS)} or None for the expected fastest'
         )
-    if backend == 'direct' and cpu.instruction_set() is None:
+    if backend in COMPILED and cpu.instruction_set() is None:
         raise ValueError(
-            "the backend 'direct' needs the compiled kernels, which were not built or "
-            f'are turned off by {cpu.ENVIRONMENT_VARIABLE}; use one of '
-            f'{list(BACKENDS[1:])}'
+            f'the backend {backend!r} needs the compiled kernels, which were not built '
+            f'or are turned off by {cpu.ENVIRONMENT_VARIABLE}; use one of '
+            f'{list(BACKENDS[len(COMPILED) :])}'
         )
 
 
@@ -43,6 +44,7 @@ def choose(
     work: str,
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
+    sharing_grid: list[int] | None = None,
 ) -> str:
     """Choose the backend of one pass.
 
@@ -75,6 +77,7 @@ def _cheapest(
     instruction_set: str | None,
 ) -> str:
     costs = {name: cost(x_shape, kernel) for name, cost in _TORCH_COSTS[work].items()}
+    costs['torch_fft']=costs.pop('fft')
     if instruction_set is not None:
         slowdown = _SLOWDOWN[instruction_set]
         costs['direct'] = _DIRECT_COSTS[work](x_shape, kernel, slowdown)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelk_mm.ops import cpu, reference
+from pelk_mm.ops import cpu, fft, reference
 
 EPSILON = torch.finfo(torch.float32).eps
 VERSIONS = list(cpu.instruction_sets())
+METHODS = ('direct', 'fft')
 GRID_51 = (9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9)
 GRID_101 = (17, 16, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 16, 17)
 
@@ -23,19 +24,51 @@ def version(request, monkeypatch):
     return request.param
 
 
-def expand(weight, row_grid, col_grid):
-    for axis, grid in ((1, row_grid), (2, col_grid)):
-        weight = weight.repeat_interleave(torch.tensor(grid), dim=axis)
-    return weight
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+def lengths(method, x, row_grid, col_grid):
+    if method == 'direct':
+        return None
+    sizes = zip((sum(row_grid), sum(col_grid)), x.shape[2:], strict=True)
+    reach = tuple(min(taps, max(1, 2 * extent - 1)) for taps, extent in sizes)
+    return fft.lengths(x.shape, reach)
+
+
+def convolve(method, x, weight, bias, row_grid, col_grid):
+    transforms = lengths(method, x, row_grid, col_grid)
+    return cpu.convolve(x, weight, bias, row_grid, col_grid, transforms)
+
+
+def gradients(method, x, grad, weight, row_grid, col_grid):
+    """Gradients to the input and to the weights."""
+    if method == 'fft':
+        transforms = lengths(method, x, row_grid, col_grid)
+        return cpu.fourier_gradients(x, grad, weight, row_grid, col_grid, transforms)
+    turned = weight.flip(-2, -1)
+    return (
+        cpu.convolve(grad, turned, None, row_grid[::-1], col_grid[::-1]),
+        cpu.weight_grad(x, grad, row_grid, col_grid),
+    )
+
+
+def results(method, x, weight, bias, grad, row_grid, col_grid):
+    return (
+        convolve(method, x, weight, bias, row_grid, col_grid),
+        *gradients(method, x, grad, weight, row_grid, col_grid),
+    )
 
 
 def reference_results(x, weight, bias, grad, row_grid, col_grid):
-    """Output and weight gradient in the dtype of the arguments."""
-    weight = weight.detach().requires_grad_()
-    kernel = expand(weight, row_grid, col_grid)
+    """Output and gradients to input and weights, in the dtype of the arguments."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    kernel = weight
+    for axis, grid in ((1, row_grid), (2, col_grid)):
+        kernel = kernel.repeat_interleave(torch.tensor(grid), dim=axis)
     out = reference.depthwise_conv2d(x, kernel, bias)
-    (weight_grad,) = torch.autograd.grad(out, weight, grad)
-    return out.detach(), weight_grad
+    return out.detach(), *torch.autograd.grad(out, (x, weight), grad)
 
 
 def error(result, expected):
@@ -46,7 +79,8 @@ def assert_as_good_as_direct(x, weight, bias, grad, row_grid, col_grid, slack=0.
     """Errors against float64 no larger than those of torch's float32 convolution.
 
     Where torch sums a handful of terms its error is a fraction of a unit in the last
-    place; `slack` units of the sum of the terms' magnitudes are allowed there.
+    place; `slack` units of the sum of the terms' magnitudes are allowed there. That of
+    a Fourier transform is about two units of the result whatever the kernel.
     """
     operands = (x, weight, bias, grad)
     exact, magnitudes, direct = (
@@ -58,19 +92,19 @@ def assert_as_good_as_direct(x, weight, bias, grad, row_grid, col_grid, slack=0.
         )
     )
     for name in VERSIONS:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
-            ours = (
-                cpu.convolve(x, weight, bias, row_grid, col_grid),
-                cpu.weight_grad(x, grad, row_grid, col_grid),
-            )
-        for result, by_torch, expected, scale in zip(
-            ours, direct, exact, magnitudes, strict=True
-        ):
-            unit = EPSILON * scale.square().mean().sqrt().item()
-            assert error(result, expected) <= max(
-                error(by_torch, expected), slack * unit
-            ), name
+        for method in METHODS:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
+                ours = results(method, *operands, row_grid, col_grid)
+            for result, by_torch, expected, scale in zip(
+                ours, direct, exact, magnitudes, strict=True
+            ):
+                unit = EPSILON * scale.square().mean().sqrt().item()
+                allowed = max(error(by_torch, expected), slack * unit)
+                if method == 'fft':
+                    norm = expected.square().mean().sqrt().item()
+                    allowed = max(allowed, 2.2 * EPSILON * norm)
+                assert error(result, expected) <= allowed, (name, method)
 
 
 def random_problem(shape, rows, cols, seed, offset=0.0):
@@ -143,28 +177,39 @@ def test_kernel_far_larger_than_the_map():
 def test_rounding_does_not_build_up_down_a_tall_map(version):
     x, weight, bias, grad = random_problem((1, 1, 1500, 9), 13, 13, seed=3, offset=2.0)
     out = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
-    exact, _ = reference_results(
+    exact, *_ = reference_results(
         *(t.double() for t in (x, weight, bias, grad)), GRID_51, GRID_51
     )
     error = (out - exact).abs().amax((0, 1, 3))
     assert error[-300:].mean() < 2 * error[:300].mean()
 
 
-def test_every_version_agrees(monkeypatch):
-    x, weight, bias, grad = random_problem((2, 3, 40, 50), 13, 13, seed=4)
-    results = []
+def test_every_version_and_method_agrees(monkeypatch):
+    problem = random_problem((2, 3, 40, 50), 13, 13, seed=4)
+    found = []
     for name in VERSIONS:
         monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
-        results.append(
-            torch.cat(
-                [
-                    cpu.convolve(x, weight, bias, GRID_51, GRID_51).flatten(),
-                    cpu.weight_grad(x, grad, GRID_51, GRID_51).flatten(),
-                ]
-            )
-        )
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-3)
+        for method in METHODS:
+            parts = results(method, *problem, GRID_51, GRID_51)
+            found.append(torch.cat([part.flatten() for part in parts]))
+    for result in found[1:]:
+        torch.testing.assert_close(result, found[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('wanted', ['x', 'weight'])
+def test_one_fourier_gradient_alone_has_the_same_bits(wanted):
+    x, weight, _, grad = random_problem((2, 3, 20, 30), 13, 13, seed=12)
+    both = gradients('fft', x, grad, weight, GRID_51, GRID_51)
+    alone = cpu.fourier_gradients(
+        x if wanted == 'weight' else None,
+        grad,
+        weight if wanted == 'x' else None,
+        GRID_51,
+        GRID_51,
+        lengths('fft', x, GRID_51, GRID_51),
+    )
+    assert torch.equal(alone[wanted == 'weight'], both[wanted == 'weight'])
+    assert alone[wanted == 'x'] is None
 
 
 @pytest.mark.parametrize(
@@ -179,28 +224,24 @@ def test_every_version_agrees(monkeypatch):
         lambda x: x.flip(0),
     ],
 )
-def test_any_layout_gives_the_same_bits(view):
+def test_any_layout_gives_the_same_bits(method, view):
     x = view(torch.randn(3, 6, 20, 30, generator=torch.Generator().manual_seed(5)))
     weight = torch.linspace(-1, 1, x.shape[1] * 169).view(-1, 13, 13)
     dense = x.contiguous().clone()
-    out = cpu.convolve(x, weight, None, GRID_51, GRID_51)
-    assert out.is_contiguous()
-    assert torch.equal(out, cpu.convolve(dense, weight, None, GRID_51, GRID_51))
-    assert torch.equal(
-        cpu.weight_grad(x, dense, GRID_51, GRID_51),
-        cpu.weight_grad(dense, x, GRID_51, GRID_51)
-        if x is dense
-        else cpu.weight_grad(dense, dense, GRID_51, GRID_51),
-    )
+    found = results(method, x, weight, None, x, GRID_51, GRID_51)
+    expected = results(method, dense, weight, None, dense, GRID_51, GRID_51)
+    for result, wanted in zip(found, expected, strict=True):
+        assert result.is_contiguous()
+        assert torch.equal(result, wanted)
 
 
 @pytest.mark.parametrize('shape', [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8)])
-def test_empty_tensors(shape):
+def test_empty_tensors(method, shape):
     x = torch.randn(shape)
     weight = torch.randn(shape[1], 13, 13)
-    assert cpu.convolve(x, weight, None, GRID_51, GRID_51).shape == shape
-    grad = cpu.weight_grad(x, x, GRID_51, GRID_51)
-    assert torch.equal(grad, torch.zeros(shape[1], 13, 13))
+    out, grad_x, grad_weight = results(method, x, weight, None, x, GRID_51, GRID_51)
+    assert out.shape == grad_x.shape == shape
+    assert torch.equal(grad_weight, torch.zeros(shape[1], 13, 13))
 
 
 def test_large_batch():
@@ -209,18 +250,14 @@ def test_large_batch():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_accumulates_in_float32(version, dtype):
-    x, weight, bias, grad = (
-        t.to(dtype) for t in random_problem((1, 2, 40, 33), 13, 13, seed=7)
-    )
-    out = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
-    wide = cpu.convolve(x.float(), weight.float(), bias.float(), GRID_51, GRID_51)
-    # Rounded once, to nearest even, as torch rounds.
-    assert torch.equal(out, wide.to(dtype))
-    assert torch.equal(
-        cpu.weight_grad(x, grad, GRID_51, GRID_51),
-        cpu.weight_grad(x.float(), grad.float(), GRID_51, GRID_51),
-    )
+def test_half_precision_accumulates_in_float32(version, method, dtype):
+    problem = [t.to(dtype) for t in random_problem((1, 2, 40, 33), 13, 13, seed=7)]
+    narrow = results(method, *problem, GRID_51, GRID_51)
+    wide = results(method, *(t.float() for t in problem), GRID_51, GRID_51)
+    # Rounded once, to nearest even, as torch rounds; weight gradients not at all.
+    for result, expected in zip(narrow, wide, strict=True):
+        assert torch.equal(result, expected.to(result.dtype))
+    assert [result.dtype for result in narrow] == [dtype, dtype, torch.float32]
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -242,24 +279,18 @@ def test_rounding_to_half_precision(version):
         assert torch.equal(out.flatten(), wide.flatten().to(dtype))
 
 
-def test_threads_and_runs_agree(version):
-    x, weight, bias, grad = random_problem((2, 5, 50, 300), 13, 13, seed=8)
+def test_threads_and_runs_agree(version, method):
+    problem = random_problem((2, 5, 50, 300), 13, 13, seed=8)
     threads = torch.get_num_threads()
-    results = []
+    found = []
     try:
         for count in (1, 2, 2, 3):
             torch.set_num_threads(count)
-            results.append(
-                (
-                    cpu.convolve(x, weight, bias, GRID_51, GRID_51),
-                    cpu.weight_grad(x, grad, GRID_51, GRID_51),
-                )
-            )
+            found.append(results(method, *problem, GRID_51, GRID_51))
     finally:
         torch.set_num_threads(threads)
-    for out, weight_grad in results[1:]:
-        assert torch.equal(out, results[0][0])
-        assert torch.equal(weight_grad, results[0][1])
+    for again in found[1:]:
+        assert all(map(torch.equal, again, found[0]))
 
 
 def test_own_threads_agree_with_borrowed_ones(monkeypatch):
@@ -294,7 +325,7 @@ def test_forked_workers_are_unharmed(threads):
     assert torch.equal(cpu.convolve(x, weight, bias, GRID_51, GRID_51), expected)
 
 
-def test_offsets_beyond_32_bits():
+def test_offsets_beyond_32_bits(method):
     # 4.3e9 elements between the two images: only the touched pages take memory.
     stride = 2**32 + 12345
     storage = torch.empty(stride + 64, dtype=torch.uint8)
@@ -304,8 +335,10 @@ def test_offsets_beyond_32_bits():
     x = storage.as_strided((2, 1, 8, 8), (stride, 64, 8, 1))
     x.copy_(torch.arange(128.0).view(2, 1, 8, 8))
     weight = torch.ones(1, 3, 3)
-    out = cpu.convolve(x, weight, None, (1,) * 3, (1,) * 3)
-    assert torch.equal(out, cpu.convolve(x.clone(), weight, None, (1,) * 3, (1,) * 3))
+    found = results(method, x, weight, None, x, (1,) * 3, (1,) * 3)
+    near = x.clone()
+    expected = results(method, near, weight, None, near, (1,) * 3, (1,) * 3)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch):

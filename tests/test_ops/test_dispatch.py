@@ -87,7 +87,7 @@ def test_second_derivatives_in_float32(operator, definition, kernel):
 @pytest.mark.parametrize('backend', selection.BACKENDS)
 @pytest.mark.parametrize('kernel', [(5, 5), (21, 3), (3, 31)])
 def test_backends_agree(backend, kernel):
-    if backend == 'direct' and not cpu.instruction_sets():
+    if backend in selection.COMPILED and not cpu.instruction_sets():
         pytest.skip('the kernels are not built')
     torch.manual_seed(3)
     leaves = operands((2, 3, 11, 13), *kernel)
@@ -101,6 +101,42 @@ def test_backends_agree(backend, kernel):
         grads, torch.autograd.grad(expected.sum(), exact), strict=True
     ):
         torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('backend', selection.BACKENDS)
+@pytest.mark.parametrize('grid', [GRID, (4, 1, 1, 1, 1, 2, 5), (9, 8, 4, 2, 4, 8, 10)])
+def test_peripheral_backends_agree(backend, grid):
+    if backend in selection.COMPILED and not cpu.instruction_sets():
+        pytest.skip('the kernels are not built')
+    torch.manual_seed(8)
+    leaves = operands((2, 3, 11, 13), 7, 7)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    x, weight, bias = leaves
+    out = ops.peripheral_conv2d(x, weight, grid, bias, backend=backend)
+    expected = reference.peripheral_conv2d(exact[0], exact[1], grid, exact[2])
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, leaves, upstream)
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for grad, exact_grad in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('backend', ['direct', 'fft', 'channels_last'])
+@pytest.mark.parametrize('frozen', [0, 1, 2])
+def test_frozen_operands(monkeypatch, backend, frozen):
+    """Gradients that are not wanted change nothing about the others."""
+    if backend in selection.COMPILED and not cpu.instruction_sets():
+        pytest.skip('the kernels are not built')
+    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, backend)
+    torch.manual_seed(9)
+    leaves = operands((2, 3, 12, 10), 7, 7)
+    wanted = torch.autograd.grad(peripheral(*leaves).square().sum(), leaves)
+    leaves[frozen].requires_grad_(False)
+    rest = [leaf for leaf in leaves if leaf.requires_grad]
+    found = torch.autograd.grad(peripheral(*leaves).square().sum(), rest)
+    wanted = [grad for i, grad in enumerate(wanted) if i != frozen]
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_input_layouts(version):
@@ -167,10 +203,12 @@ def test_registration():
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     library = torch.ops.pelk_mm
     for operator, arguments in (
-        (library.depthwise_conv2d, (x, weight, bias, None)),
-        (library.depthwise_conv2d_weight_grad, (x, x, 5, 3, None)),
-        (library.peripheral_conv2d, (x, weight, GRID, bias)),
-        (library.peripheral_conv2d_weight_grad, (x, x, GRID)),
+        (library.depthwise_conv2d, (x, weight, None, bias, None)),
+        (library.depthwise_conv2d_backward, (x, x, weight, None, True, None)),
+        (library.depthwise_conv2d_backward, (None, x, weight, None, True, None)),
+        (library.peripheral_conv2d, (x, weight, GRID, bias, None)),
+        (library.peripheral_conv2d_backward, (x, x, weight, GRID, True, None)),
+        (library.peripheral_conv2d_backward, (x, x, weight, GRID, False, None)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
 

@@ -1,5 +1,5 @@
 // What the instruction-set versions of the kernels share with the library around
-// them. Everything here is plain data: kernels.cpp is compiled once a version with
+// them. Everything here is plain data: the kernels are compiled once a version with
 // different machine flags, and an inline function of the standard library used there
 // could be the copy that the linker keeps for all of them.
 #pragma once
@@ -31,6 +31,27 @@ struct Plane {
   Type type;
 };
 
+// One channel of a batch; steps in bytes.
+struct Images {
+  Plane first;
+  int64_t count, stride;
+  int64_t next;  // to the channel that the thread takes up afterwards, 0 if there is none
+};
+
+// A complex Fourier transform, one pass a radix. It leaves frequency k at position[k];
+// the inverse starts from that order.
+struct Transform {
+  int32_t length, passes;
+  const int32_t* radices;
+  const float* twiddles;  // of each pass, for every p > 0, the cosine and sine of each output
+  const int32_t* position;
+};
+
+// Lengths down and along a plane, at least its size and half the kernel's.
+struct Fourier {
+  Transform down, along;
+};
+
 struct Kernels {
   // Bytes of scratch memory that one thread needs.
   size_t (*convolve_scratch)(const Axis& rows, const Axis& cols, int64_t height,
@@ -46,12 +67,41 @@ struct Kernels {
   // Adds one plane's share to `sums`, cells by cells doubles.
   void (*weight_grad)(const Axis& rows, const Axis& cols, const Plane& x,
                       const Plane& grad, double* sums, void* scratch);
+
+  // The same by Fourier transforms, a channel of all images at a time.
+  size_t (*fourier_scratch)(const Fourier& fourier, const Axis& rows, const Axis& cols);
+  void (*fourier_convolve)(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                           const Images& x, const float* weight, float bias,
+                           const Images& y, void* scratch);
+  // Of the two results, the one that is not wanted is null.
+  void (*fourier_gradients)(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                            const Images& x, const Images& grad, const float* weight,
+                            const Images* grad_x, float* grad_weight, void* scratch);
 };
 
-extern const Kernels kPortable;
+namespace portable {
+extern const Kernels kernels;
+}
 #ifdef PELK_X86
-extern const Kernels kAvx2;
-extern const Kernels kAvx512;
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+#ifdef PELK_ISA
+// Of fourier.cpp, for the table in direct.cpp.
+namespace PELK_ISA {
+size_t fourier_scratch(const Fourier& fourier, const Axis& rows, const Axis& cols);
+void fourier_convolve(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                      const Images& x, const float* weight, float bias, const Images& y,
+                      void* scratch);
+void fourier_gradients(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                       const Images& x, const Images& grad, const float* weight,
+                       const Images* grad_x, float* grad_weight, void* scratch);
+}  // namespace PELK_ISA
 #endif
 
 }  // namespace pelk

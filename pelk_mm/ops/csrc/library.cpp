@@ -2,10 +2,13 @@
 // nothing of torch, so it outlives torch's releases.
 
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -44,6 +47,77 @@ struct Plan {
             int32_t(levels.size()), start.data(), level.data(), levels.data()};
   }
 };
+
+// A transform with its storage.
+struct TransformPlan {
+  int32_t length;
+  std::vector<int32_t> radices, position = {0};
+  std::vector<float> twiddles;
+
+  explicit TransformPlan(int32_t points) : length(points) {
+    factorise();
+    const double turn = -2.0 * std::acos(-1.0);
+    int32_t run = length;
+    for (const int32_t radix : radices) {
+      for (int32_t p = 1; p < run / radix; ++p)
+        for (int32_t k = 1; k < radix; ++k) {
+          twiddles.push_back(float(std::cos(turn * p * k / run)));
+          twiddles.push_back(float(std::sin(turn * p * k / run)));
+        }
+      run /= radix;
+    }
+    // The last radix runs slowest in the frequency and fastest in the position.
+    int32_t stride = length;
+    for (const int32_t radix : radices) {
+      stride /= radix;
+      const size_t known = position.size();
+      for (int32_t k = 1; k < radix; ++k)
+        for (size_t i = 0; i < known; ++i)
+          position.push_back(position[i] + k * stride);
+    }
+  }
+
+  Transform transform() const {
+    return {length, int32_t(radices.size()), radices.data(), twiddles.data(),
+            position.data()};
+  }
+
+ private:
+  // Few passes, and radices that do not spill: by the vector operations of a point.
+  void factorise() {
+    struct Choice {
+      int32_t radix;
+      float cost;
+    };
+    static constexpr Choice choices[] = {{2, 10.f}, {3, 12.f},   {4, 12.f}, {5, 15.f},
+                                         {6, 14.f}, {8, 15.5f}, {10, 18.f}};
+    std::vector<float> cost(length + 1, HUGE_VALF);
+    std::vector<int32_t> last(length + 1, 0);
+    cost[1] = 0.f;
+    for (int32_t n = 2; n <= length; ++n) {
+      if (length % n) continue;
+      for (const Choice& choice : choices)
+        if (n % choice.radix == 0 && cost[n / choice.radix] + choice.cost < cost[n]) {
+          cost[n] = cost[n / choice.radix] + choice.cost;
+          last[n] = choice.radix;
+        }
+    }
+    for (int32_t n = length; n > 1; n /= last[n]) {
+      if (last[n] == 0) throw std::invalid_argument("length");
+      radices.push_back(last[n]);
+    }
+  }
+};
+
+// Plans are kept: their sines take longer than a small convolution.
+const TransformPlan& transform_plan(int32_t length) {
+  thread_local std::map<int32_t, TransformPlan> plans;
+  return plans.try_emplace(length, length).first->second;
+}
+
+Fourier fourier_of(int32_t down, int32_t along) {
+  return {transform_plan(down).transform(), transform_plan(along).transform()};
+}
 
 // Memory that a thread keeps between calls, so that small calls do not fault its pages
 // in again; what a large map needed is given back.
@@ -121,20 +195,20 @@ struct Version {
 // Best first.
 const Version versions[] = {
 #ifdef PELK_X86
-    {"avx512", &kAvx512,
+    {"avx512", &avx512::kernels,
      [] {
        __builtin_cpu_init();
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("fma");
      }},
-    {"avx2", &kAvx2,
+    {"avx2", &avx2::kernels,
      [] {
        __builtin_cpu_init();
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
      }},
 #endif
-    {"portable", &kPortable, [] { return true; }}};
+    {"portable", &portable::kernels, [] { return true; }}};
 constexpr int kVersions = sizeof(versions) / sizeof(versions[0]);
 
 constexpr int64_t element_size(int32_t type) { return type == kFloat32 ? 4 : 2; }
@@ -155,10 +229,18 @@ struct PelkTensor {
 struct PelkJob {
   int32_t version, threads, type;
   int32_t row_cells, col_cells;
+  int32_t down, along;  // lengths of Fourier transforms, or 0 for direct sums
   const int32_t *row_grid, *col_grid;
   int64_t batch, channels, height, width;
   pelk::Parallel parallel;
 };
+
+static pelk::Plane plane_of(const PelkJob* job, const PelkTensor* tensor, int64_t n,
+                            int64_t c) {
+  const int64_t at = n * tensor->batch_stride + c * tensor->channel_stride;
+  return {tensor->data + at * pelk::element_size(job->type), job->height, job->width,
+          pelk::Type(job->type)};
+}
 
 // The i-th instruction-set version, best first: its name, or null past the last.
 PELK_EXPORT const char* pelk_version_name(int i) {
@@ -166,6 +248,14 @@ PELK_EXPORT const char* pelk_version_name(int i) {
 }
 
 PELK_EXPORT int pelk_version_supported(int i) { return pelk::versions[i].supported(); }
+
+static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int64_t c) {
+  const int64_t size = pelk::element_size(job->type);
+  // Threads take channels in turn.
+  const bool more = c + job->threads < job->channels;
+  return {plane_of(job, tensor, 0, c), job->batch, tensor->batch_stride * size,
+          more ? job->threads * tensor->channel_stride * size : 0};
+}
 
 // y (contiguous) = convolution of x with `weight`, (C, row_cells, col_cells) floats.
 // Returns 0, or 1 when memory runs out.
@@ -175,20 +265,31 @@ PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const flo
   const pelk::Plan col_plan(job->col_grid, job->col_cells);
   const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
   const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
-  const int64_t strips = kernels->strips(job->width);
   const int64_t size = pelk::element_size(job->type);
+  const int64_t plane_size = job->height * job->width * size;
+  if (job->down) {
+    const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
+    const size_t bytes = kernels->fourier_scratch(fourier, rows, cols);
+    const PelkTensor out = {y, job->channels * job->height * job->width,
+                            job->height * job->width};
+    // A channel is one item: its kernel is transformed once.
+    return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
+      kernels->fourier_convolve(fourier, rows, cols, images_of(job, x, c),
+                                weight + c * rows.cells * cols.cells,
+                                bias ? bias[c] : 0.0f, images_of(job, &out, c),
+                                pelk::Scratch::get(bytes));
+    });
+  }
+  const int64_t strips = kernels->strips(job->width);
   const size_t bytes = kernels->convolve_scratch(rows, cols, job->height, job->width);
   return pelk::run(
       job->batch * job->channels * strips, job->threads, job->parallel,
       [&](int64_t item) {
         const int64_t plane = item / strips, n = plane / job->channels,
                       c = plane % job->channels;
-        const pelk::Plane in = {
-            x->data + (n * x->batch_stride + c * x->channel_stride) * size, job->height,
-            job->width, pelk::Type(job->type)};
-        kernels->convolve(rows, cols, in, weight + c * rows.cells * cols.cells,
-                          bias ? bias[c] : 0.0f,
-                          y + plane * job->height * job->width * size, item % strips,
+        kernels->convolve(rows, cols, plane_of(job, x, n, c),
+                          weight + c * rows.cells * cols.cells, bias ? bias[c] : 0.0f,
+                          y + plane * plane_size, item % strips,
                           pelk::Scratch::get(bytes));
       });
 } catch (const std::bad_alloc&) {
@@ -196,14 +297,13 @@ PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const flo
 }
 
 // result (C, row_cells, col_cells) = gradient to the weights of pelk_convolve.
-PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x, const PelkTensor* grad,
-                     float* result) try {
+PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x,
+                                 const PelkTensor* grad, float* result) try {
   const pelk::Plan row_plan(job->row_grid, job->row_cells);
   const pelk::Plan col_plan(job->col_grid, job->col_cells);
   const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
   const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
   const int64_t cells = int64_t(rows.cells) * cols.cells;
-  const int64_t size = pelk::element_size(job->type);
   const size_t sums_bytes = (cells * sizeof(double) + 63) / 64 * 64;
   const size_t bytes =
       sums_bytes + kernels->weight_grad_scratch(rows, cols, job->height, job->width);
@@ -212,15 +312,36 @@ PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x, const 
     char* memory = static_cast<char*>(pelk::Scratch::get(bytes));
     double* sums = reinterpret_cast<double*>(memory);
     std::memset(sums, 0, sums_bytes);
-    const auto plane = [&](const PelkTensor* t, int64_t n) {
-      return pelk::Plane{
-          t->data + (n * t->batch_stride + c * t->channel_stride) * size, job->height,
-          job->width, pelk::Type(job->type)};
-    };
     for (int64_t n = 0; n < job->batch; ++n)
-      kernels->weight_grad(rows, cols, plane(x, n), plane(grad, n), sums,
-                           memory + sums_bytes);
+      kernels->weight_grad(rows, cols, plane_of(job, x, n, c), plane_of(job, grad, n, c),
+                           sums, memory + sums_bytes);
     for (int64_t i = 0; i < cells; ++i) result[c * cells + i] = float(sums[i]);
+  });
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// Both gradients of pelk_convolve by Fourier transforms. Either result may be null; then
+// `weight` or `x`, which only it needs, is not read.
+PELK_EXPORT int pelk_fourier_gradients(const PelkJob* job, const PelkTensor* x,
+                                       const PelkTensor* grad, const float* weight,
+                                       char* grad_x, float* grad_weight) try {
+  const pelk::Plan row_plan(job->row_grid, job->row_cells);
+  const pelk::Plan col_plan(job->col_grid, job->col_cells);
+  const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
+  const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
+  const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
+  const int64_t cells = int64_t(rows.cells) * cols.cells;
+  const size_t bytes = kernels->fourier_scratch(fourier, rows, cols);
+  const PelkTensor out = {grad_x, job->channels * job->height * job->width,
+                          job->height * job->width};
+  return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
+    const pelk::Images images = images_of(job, &out, c);
+    kernels->fourier_gradients(fourier, rows, cols, images_of(job, x, c),
+                               images_of(job, grad, c), grad_x ? weight + c * cells : nullptr,
+                               grad_x ? &images : nullptr,
+                               grad_weight ? grad_weight + c * cells : nullptr,
+                               pelk::Scratch::get(bytes));
   });
 } catch (const std::bad_alloc&) {
   return 1;

@@ -1,0 +1,126 @@
+// Vectors, element types and scratch memory for the files that are compiled once an
+// instruction set. All of it has internal linkage, so that no version can run another's
+// machine code.
+#pragma once
+
+#include "kernels.h"
+
+#include <cstring>
+
+#ifndef PELK_LANES
+#error "PELK_LANES, PELK_REGISTERS and PELK_ISA come from setup.py"
+#endif
+
+namespace pelk {
+namespace PELK_ISA {
+namespace {
+
+constexpr int kLanes = PELK_LANES;
+
+using Vec = float __attribute__((vector_size(kLanes * 4)));
+using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---------------------------------------------------------------- element types
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float from_bfloat16(uint16_t h) { return bits_to_float(uint32_t(h) << 16); }
+
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t bits = float_to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return value != value ? 0x7fc0 : uint16_t(rounded);
+}
+
+inline float from_float16(uint16_t h) {
+  const uint32_t magnitude = h & 0x7fff;
+  // Shifted into place the exponent is 112 too small; the product mends that, for
+  // subnormal numbers too. Infinities and NaNs keep the exponent of all ones.
+  const float scaled = bits_to_float(magnitude << 13) * bits_to_float(239u << 23);
+  const uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000u | (magnitude << 13)
+                                            : float_to_bits(scaled);
+  return bits_to_float(bits | (uint32_t(h & 0x8000) << 16));
+}
+
+inline uint16_t to_float16(float value) {
+  const uint32_t sign = (float_to_bits(value) >> 16) & 0x8000;
+  const uint32_t bits = float_to_bits(value) & 0x7fffffff;
+  // Below 2^-14 the result is subnormal: adding 0.5 makes the addition itself round
+  // to a multiple of 2^-24.
+  const uint32_t small = float_to_bits(bits_to_float(bits) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13;
+  uint32_t half = bits < (113u << 23) ? small : normal;
+  half = bits >= 0x477ff000 ? 0x7c00 : half;  // 65520 and above rounds to infinity
+  half = bits > 0x7f800000 ? 0x7e00 : half;
+  return uint16_t(sign | half);
+}
+
+// Copies n elements of a plane to floats; with `add`, adds them.
+void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
+  if (type == kFloat32) {
+    const float* from = static_cast<const float*>(data) + at;
+    if (!add) {
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+      for (; i < n; ++i) to[i] = from[i];
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    return;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(data) + at;
+  if (type == kBFloat16) {
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = from_bfloat16(from[i]) + (add ? to[i] : 0.0f);
+  } else {
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = from_float16(from[i]) + (add ? to[i] : 0.0f);
+  }
+}
+
+void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
+  if (type == kFloat32) {
+    float* to = static_cast<float*>(data) + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] + bias;
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(data) + at;
+  if (type == kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i] + bias);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = to_float16(from[i] + bias);
+  }
+}
+
+// Hands out aligned pieces of a thread's scratch memory; without memory, counts them.
+struct Arena {
+  char* base;
+  size_t used;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += round_up(count * sizeof(T), 64);
+    return piece;
+  }
+};
+
+}  // namespace
+}  // namespace PELK_ISA
+}  // namespace pelk

@@ -1,28 +1,37 @@
 """Time the large-kernel operators against torch's convolutions and the FFT.
 
 All methods of a line take turns in one run, so that ratios survive a busy machine.
-`docs/performance.md` quotes the tables.
+`docs/performance.md` quotes the tables. The methods:
+
+    ours            the operator, choosing its backend itself
+    nchw            torch's convolution
+    channels_last   the same in that layout
+    textbook_fft    torch.fft, padded by a whole kernel, fast lengths, torch's autograd
+    torch_fft       torch.fft, padded by half a kernel, with gradients of its own
 
     python benchmarks/ops.py                    every suite, 2 threads
     python benchmarks/ops.py --suite stripes    one of them
-    python benchmarks/ops.py --plot time_against_kernel.png
+    python benchmarks/ops.py --plot docs/time_against_kernel.png
 """
 
 import argparse
 import itertools
 import json
+import math
 import platform
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from pelk_mm import ops
+from pelk_mm.ops import dispatch, fft
 
 TORCH_METHODS = ('nchw', 'channels_last')
-METHODS = ('ours', 'fft', *TORCH_METHODS)
+METHODS = ('ours', 'torch_fft', 'textbook_fft', *TORCH_METHODS)
 # The half grids of the paper's rule, outermost cell first.
 GRIDS = {
     7: (1, 1, 1, 1),
@@ -64,6 +73,16 @@ def grid(taps: int) -> tuple[int, ...]:
     return half[:-1] + (1,) + half[-2::-1]
 
 
+def textbook_fft(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Convolve by Fourier transforms as the theorem says, differentiably."""
+    sizes = tuple(zip(x.shape[2:], weight.shape[1:], strict=True))
+    lengths = [fft.fast_length(size + taps - 1) for size, taps in sizes]
+    product = torch.fft.rfft2(x, lengths) * torch.fft.rfft2(weight, lengths).conj()
+    shifts = [taps // 2 for _, taps in sizes]
+    out = torch.fft.irfft2(product, lengths).roll(shifts, (-2, -1))
+    return out[..., : x.shape[2], : x.shape[3]]
+
+
 class Case:
     """One line of a table: the same work by every method.
 
@@ -92,8 +111,10 @@ class Case:
             return ops.peripheral_conv2d(self.x, self.shared, self.sharing_grid)
         out = 0
         for weight in self.weights:
-            if method in ('ours', 'fft'):
-                backend = 'fft' if method == 'fft' else None
+            if method == 'textbook_fft':
+                out = out + textbook_fft(self.x, weight)
+            elif method in ('ours', 'torch_fft'):
+                backend = None if method == 'ours' else method
                 out = out + ops.depthwise_conv2d(self.x, weight, backend=backend)
             else:
                 kh, kw = weight.shape[1:]
@@ -151,7 +172,7 @@ class Case:
             Median seconds by method. A method that would be far behind is not run in
             full; its time is projected from a few channels.
         """
-        turn = self.run('fft')
+        turn = self.run('torch_fft')
         projected = {m: self.project(m) for m in self.methods if m in TORCH_METHODS}
         contenders = [m for m in self.methods if projected.get(m, 0) < 6 * turn]
         times: dict[str, list[float]] = {method: [] for method in contenders}
@@ -208,6 +229,80 @@ def cases(suite: str):
                 )
 
 
+def issue_rate() -> float:
+    """Measure the multiply-adds a second that the threads can issue.
+
+    Returns:
+        The rate of torch's matrix product, which does little else.
+    """
+    a, b = torch.randn(2, 1536, 1536)
+    times = []
+    for _ in range(12):
+        start = clock()
+        a @ b
+        times.append(clock() - start)
+    return 1536**3 / min(times)
+
+
+def floors(seconds: float) -> None:
+    """Print how far the compiled kernels are from what the cores can issue.
+
+    Counted are, per pixel and channel, the k'(k' + 1) multiply-adds of box sums forward
+    and the k'^2 of the weight gradient, and of Fourier transforms the usual
+    5 n log2(n) additions and multiplications of n complex points, half of that for real
+    ones, and 6 a product of two spectra, as if each took an instruction.
+
+    Args:
+        seconds: Time to spend on a line, about.
+    """
+    rate = issue_rate()
+    print('| work | operations a pixel | time over floor |')
+    print('|---|---|---|', flush=True)
+    shape = PERIPHERAL_SHAPES[1]
+    x, grad = torch.randn(2, *shape)
+    pixels = shape[2] * shape[3]
+    for taps in (51, 101, 201):
+        cells = len(grid(taps))
+        weight = torch.randn(shape[1], cells, cells)
+        kernel = tuple(min(taps, 2 * size - 1) for size in shape[2:])
+        lengths = fft.lengths(shape, kernel)
+        points = lengths[0] * lengths[1]
+        transform = 2.5 * points * math.log2(points) / pixels
+        product = 3 * points / pixels
+        arguments = (grad, weight, grid(taps))
+        for name, operations, work in (
+            (
+                'box sums, forward',
+                cells * (cells + 1),
+                lambda a=arguments: dispatch._convolve('direct', *a, None),
+            ),
+            (
+                'box sums, weight gradient',
+                cells**2,
+                lambda a=arguments: dispatch._backward_cpu(x, *a, False, 'direct'),
+            ),
+            (
+                'Fourier, forward',
+                (2 + 1 / shape[0]) * transform + product,
+                lambda a=arguments: dispatch._convolve('fft', *a, None),
+            ),
+            (
+                'Fourier, both gradients',
+                (3 + 2 / shape[0]) * transform + 2 * product,
+                lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'fft'),
+            ),
+        ):
+            times = []
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times) < 3:
+                start = clock()
+                work()
+                times.append(clock() - start)
+            ratio = statistics.median(times) * rate / (operations * x.numel())
+            label = f'peripheral K={taps} {"x".join(map(str, shape))}, {name}'
+            print(f'| {label} | {operations:.0f} | {ratio:.2f} |', flush=True)
+
+
 def plot(path: str, seconds: float) -> None:
     """Draw time against kernel size, forward and backward, every method."""
     import matplotlib
@@ -235,31 +330,22 @@ def plot(path: str, seconds: float) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    """Run the suites asked for and print their tables."""
-    suites = ('peripheral', 'stripes', 'dense', 'grid', 'scaling')
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--suite', choices=suites, action='append')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--seconds', type=float, default=2.0, help='per line')
-    parser.add_argument('--json', help='file to write all medians to')
-    parser.add_argument('--plot', help='PNG of time against kernel size')
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    setting = {
-        'processor': processor(),
-        'instruction set': ops.instruction_set(),
-        'threads': args.threads,
-        'torch': torch.__version__,
-    }
-    print(', '.join(f'{key}: {value}' for key, value in setting.items()), end='\n\n')
-    print('| work | best other | ours x faster | fft | nchw | channels_last |')
-    print('|---|---|---|---|---|---|', flush=True)
+def compare(suites: Iterable[str], seconds: float) -> list[dict]:
+    """Print the tables of suites.
+
+    Args:
+        suites: Their names.
+        seconds: Time to spend on a line, about.
+
+    Returns:
+        Of every line the work, the suite and the median seconds by method.
+    """
+    print(f'| work | best other | ours x faster | {" | ".join(METHODS[1:])} |')
+    print('|---' * (2 + len(METHODS)) + '|', flush=True)
     results = []
-    for suite in args.suite or ([] if args.plot else suites):
+    for suite in suites:
         for name, case in cases(suite):
-            medians = case.measure(args.seconds)
+            medians = case.measure(seconds)
             others = {m: t for m, t in medians.items() if m != 'ours'}
             best = min(others, key=others.get)
             ratios = {m: t / medians['ours'] for m, t in others.items()}
@@ -270,6 +356,36 @@ def main() -> None:
     for before, after in itertools.pairwise(scaling):
         growth = after['seconds']['ours'] / before['seconds']['ours']
         print(f'\n{after["work"]}: {growth:.2f} x the time of the line above', end='')
+    return results
+
+
+def main() -> None:
+    """Run the suites asked for and print their tables."""
+    suites = ('peripheral', 'stripes', 'dense', 'grid', 'scaling')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--suite', choices=suites, action='append')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--seconds', type=float, default=2.0, help='per line')
+    parser.add_argument('--json', help='file to write all medians to')
+    parser.add_argument('--plot', help='PNG of time against kernel size')
+    parser.add_argument(
+        '--floor', action='store_true', help='compare with what the cores can issue'
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    setting = {
+        'processor': processor(),
+        'instruction set': ops.instruction_set(),
+        'threads': args.threads,
+        'torch': torch.__version__,
+    }
+    print(', '.join(f'{key}: {value}' for key, value in setting.items()), end='\n\n')
+    results = []
+    if not (args.plot or args.floor) or args.suite:
+        results = compare(args.suite or suites, args.seconds)
+    if args.floor:
+        floors(args.seconds)
     if args.json:
         Path(args.json).write_text(
             json.dumps({**setting, 'results': results}, indent=1)

@@ -132,6 +132,13 @@ def _address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
+@functools.lru_cache(maxsize=1024)
+def _array(grid: tuple[int, ...]) -> tuple[ctypes.Array, int]:
+    """A grid as the library reads it, and its address."""
+    array = (ctypes.c_int32 * len(grid))(*grid)
+    return array, ctypes.addressof(array)
+
+
 def _job(
     x: Tensor,
     row_grid: Sequence[int],
@@ -139,7 +146,7 @@ def _job(
     lengths: tuple[int, int] | None = None,
 ) -> tuple[_Job, tuple]:
     """Describe a call, and what its pointers need kept alive."""
-    grids = tuple((ctypes.c_int32 * len(g))(*g) for g in (row_grid, col_grid))
+    grids = _array(tuple(row_grid)), _array(tuple(col_grid))
     # OpenMP's threads do not survive a fork; the library's own do not outlive a call.
     borrowed = _borrowed_threads() if os.getpid() == _PROCESS else None
     job = _Job(
@@ -149,8 +156,8 @@ def _job(
         len(row_grid),
         len(col_grid),
         *(lengths or (0, 0)),
-        ctypes.addressof(grids[0]),
-        ctypes.addressof(grids[1]),
+        grids[0][1],
+        grids[1][1],
         *x.shape,
         borrowed,
     )

@@ -6,6 +6,7 @@ gradient is the operator itself with its kernel turned by 180 degrees, so it can
 differentiated again.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu, fft, reference, selection
+
+LAYOUTS = {
+    'channels_last': torch.channels_last,
+    'nchw': torch.contiguous_format,
+}
 
 # ------------------------------------------------------------------------- checks
 
@@ -95,6 +101,25 @@ def _by_reference(x: Tensor) -> bool:
     )
 
 
+def _native_layout(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Memory format for torch's own operator where ours costs more than it saves."""
+    if (
+        x.dtype != torch.float32
+        or x.device.type != 'cpu'
+        or torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+        or _under_autocast(x)
+    ):
+        return None
+    gradients = torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+    )
+    kernel = weight.shape[1], weight.shape[2]
+    return selection.leave_to_torch(x.shape, kernel, gradients, torch.get_num_threads())
+
+
 # --------------------------------------------------------------- public operators
 
 
@@ -153,6 +178,9 @@ def depthwise_conv2d(
             f'kernels of {weight.shape[1]} x {weight.shape[2]} have no centre; pad '
             'them to odd sizes'
         )
+    layout = None if backend else _native_layout(x, weight, bias)
+    if layout is not None:
+        return reference.depthwise_conv2d(x, weight, bias, LAYOUTS[layout])
     return _run('depthwise_conv2d', x, weight, None, bias, backend)
 
 
@@ -196,15 +224,20 @@ def peripheral_conv2d(
 # --------------------------------------------------------------- running on the CPU
 
 
+def _taps(weight: Tensor, sharing_grid: list[int] | None) -> tuple[int, int]:
+    """Size of the kernels that parameters stand for."""
+    if sharing_grid is None:
+        return weight.shape[1], weight.shape[2]
+    taps = sum(sharing_grid)
+    return taps, taps
+
+
 def _reach(
     shape: torch.Size, weight: Tensor, sharing_grid: list[int] | None
 ) -> tuple[int, int]:
     """The taps of a kernel, each way, that some output pixel meets the map with."""
-    taps = weight.shape[1:] if sharing_grid is None else (sum(sharing_grid),) * 2
-    return tuple(
-        min(size, max(1, 2 * extent - 1))
-        for size, extent in zip(taps, shape[2:], strict=True)
-    )
+    rows, cols = _taps(weight, sharing_grid)
+    return min(rows, max(1, 2 * shape[2] - 1)), min(cols, max(1, 2 * shape[3] - 1))
 
 
 def _dense(
@@ -213,20 +246,18 @@ def _dense(
     """The middle part `kernel` of the kernels that parameters stand for."""
     if sharing_grid is not None:
         weight = reference.expand_kernel(weight, sharing_grid)
-    rows, cols = (
-        (size - part) // 2 for size, part in zip(weight.shape[1:], kernel, strict=True)
-    )
-    return weight[:, rows : rows + kernel[0], cols : cols + kernel[1]]
+    if weight.shape[1:] == kernel:
+        return weight
+    top, left = (weight.shape[1] - kernel[0]) // 2, (weight.shape[2] - kernel[1]) // 2
+    return weight[:, top : top + kernel[0], left : left + kernel[1]]
 
 
 def _share(grad: Tensor, weight: Tensor, sharing_grid: list[int] | None) -> Tensor:
     """The adjoint of `_dense`, of a gradient to what it returned."""
-    taps = weight.shape[1:] if sharing_grid is None else (sum(sharing_grid),) * 2
-    rows, cols = (
-        (size - part) // 2 for size, part in zip(taps, grad.shape[1:], strict=True)
-    )
-    if rows or cols:
-        grad = F.pad(grad, (cols, cols, rows, rows))
+    rows, cols = _taps(weight, sharing_grid)
+    top, left = (rows - grad.shape[1]) // 2, (cols - grad.shape[2]) // 2
+    if top or left:
+        grad = F.pad(grad, (left, left, top, top))
     return grad if sharing_grid is None else reference.box_sum(grad, sharing_grid)
 
 
@@ -239,10 +270,11 @@ def _cells(
     return sharing_grid, sharing_grid
 
 
-def _layout(backend: str) -> torch.memory_format:
-    return (
-        torch.channels_last if backend == 'channels_last' else torch.contiguous_format
-    )
+def _without_autocast() -> contextlib.AbstractContextManager:
+    """Turn autocast off where it is on; to turn it off always costs microseconds."""
+    if torch.is_autocast_enabled('cpu'):
+        return torch.autocast('cpu', enabled=False)
+    return contextlib.nullcontext()
 
 
 def _convolve(
@@ -267,9 +299,9 @@ def _convolve(
         if bias is not None:
             out += bias[:, None, None]
     else:
-        with torch.autocast('cpu', enabled=False):
+        with _without_autocast():
             out = F.conv2d(
-                wide.contiguous(memory_format=_layout(backend)),
+                wide.contiguous(memory_format=LAYOUTS[backend]),
                 weight.unsqueeze(1),
                 bias,
                 padding=(kernel[0] // 2, kernel[1] // 2),
@@ -295,10 +327,10 @@ def _weight_grad(
     if backend == 'torch_fft':
         dense = fft.weight_grad(x, grad, kernel)
     else:
-        with torch.autocast('cpu', enabled=False):
+        with _without_autocast():
             dense = torch.ops.aten.convolution_backward(
-                grad.contiguous(memory_format=_layout(backend)),
-                x.contiguous(memory_format=_layout(backend)),
+                grad.contiguous(memory_format=LAYOUTS[backend]),
+                x.contiguous(memory_format=LAYOUTS[backend]),
                 x.new_empty(x.shape[1], 1, *kernel),
                 None,
                 [1, 1],
@@ -477,7 +509,13 @@ def _register(name: str) -> None:
 
     for operator, fake, derivative, context, flops in (
         (name, _forward_fake, differentiate, save, _forward_flops),
-        (backward_name, _backward_fake, differentiate_again, save_again, _backward_flops),
+        (
+            backward_name,
+            _backward_fake,
+            differentiate_again,
+            save_again,
+            _backward_flops,
+        ),
     ):
         qualified = f'pelk_mm::{operator}'
         torch.library.register_fake(qualified, fake)

@@ -149,6 +149,27 @@ def test_input_layouts(version):
     torch.testing.assert_close(out, expected[:, :2])
 
 
+@pytest.mark.parametrize('layout', selection.LAYOUTS)
+def test_work_left_to_torch(monkeypatch, layout):
+    monkeypatch.setattr(selection, 'leave_to_torch', lambda *_: layout)
+    torch.manual_seed(10)
+    leaves = operands((2, 3, 9, 8), 5, 7)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    out, expected = (
+        operator(*values)
+        for operator, values in (
+            (ops.depthwise_conv2d, leaves),
+            (reference.depthwise_conv2d, exact),
+        )
+    )
+    assert out.is_contiguous() == (layout == 'nchw')
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    grads = torch.autograd.grad(out.sum(), leaves)
+    wanted = torch.autograd.grad(expected.sum(), exact)
+    for grad, exact_grad in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize('shape', [(0, 3, 8, 8), (2, 3, 0, 8)])
 def test_empty_batches(version, shape):
     x, weight, bias = operands(shape, 7, 7)

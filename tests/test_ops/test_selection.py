@@ -13,58 +13,79 @@ def version(request, monkeypatch):
 
 
 @pytest.mark.parametrize('work', ['convolve', 'weight_grad'])
-def test_something_available_is_chosen(version, work):
+@pytest.mark.parametrize('sharing_grid', [None, [3, 2, 1, 2, 3]])
+def test_something_available_is_chosen(version, work, sharing_grid):
+    kernels = [(11, 11)] if sharing_grid else [(1, 1), (5, 51), (51, 51)]
     for size in (1, 7, 56, 128):
-        for kernel in ((1, 1), (5, 51), (51, 51)):
-            chosen = selection.choose(None, work, (2, 8, size, size), kernel)
+        for kernel in kernels:
+            shape = (2, 8, size, size)
+            chosen = selection.choose(None, work, shape, kernel, sharing_grid)
             assert chosen in selection.BACKENDS
-            assert chosen != 'direct' or version != 'none'
+            assert chosen not in selection.COMPILED or version != 'none'
 
 
-def test_large_dense_kernels_go_by_fourier_transform(version):
+@pytest.mark.parametrize('work', ['convolve', 'weight_grad'])
+def test_large_dense_kernels_go_by_fourier_transform(version, work):
+    expected = 'torch_fft' if version == 'none' else 'fft'
+    for shape, kernel in (
+        ((2, 64, 256, 256), (201, 201)),
+        ((2, 64, 64, 64), (31, 31)),
+        ((2, 64, 128, 128), (51, 51)),
+    ):
+        assert selection.choose(None, work, shape, kernel) == expected
+
+
+@pytest.mark.parametrize('work', ['convolve', 'weight_grad'])
+def test_small_kernels_go_by_direct_sums(version, work):
+    for shape in ((1, 32, 128, 128), (2, 64, 16, 16)):
+        chosen = selection.choose(None, work, shape, (3, 3))
+        assert (chosen == 'direct') == (version != 'none')
+
+
+def test_expected_time_grows_with_the_work(version):
+    """Whatever the backend: a wrong sign in the table would show here."""
+    instruction_set = cpu.instruction_set()
     for work in ('convolve', 'weight_grad'):
-        assert selection.choose(None, work, (2, 64, 256, 256), (201, 201)) == 'fft'
+        for kernel in ((5, 5), (13, 13), (31, 31), (5, 51)):
+            before = {}
+            for size in (32, 64, 128, 256):
+                shape = (2, 32, size, size)
+                times = selection._times(work, shape, kernel, None, instruction_set)
+                for backend, time in times.items():
+                    assert 0 < before.get(backend, 0) < time or size == 32
+                before = times
 
 
-@pytest.mark.parametrize(
-    ('instruction_set', 'shape', 'kernel'),
-    [
-        ('avx2', (1, 32, 128, 128), (51, 5)),
-        ('avx2', (1, 32, 64, 64), (49, 5)),
-        ('portable', (1, 32, 128, 128), (51, 5)),
-        ('portable', (1, 32, 64, 64), (49, 5)),
-        ('portable', (1, 32, 32, 32), (27, 27)),
-    ],
-)
-def test_narrower_vectors_leave_these_to_torch(
-    monkeypatch, instruction_set, shape, kernel
-):
-    """Timed forward, channels_last was ahead of both direct and the FFT."""
+def test_tiny_work_is_left_to_torch(version):
+    tiny, large = (1, 4, 7, 7), (2, 128, 64, 64)
+    for gradients in (False, True):
+        assert selection.leave_to_torch(large, (31, 31), gradients, 2) is None
+    layout = selection.leave_to_torch(tiny, (5, 5), True, 2)
+    assert layout in (None, *selection.LAYOUTS)
+
+
+def test_nothing_is_left_to_torch_against_a_wish(monkeypatch):
+    monkeypatch.setattr(selection, '_leave_to_torch', lambda *_: 'nchw')
     monkeypatch.delenv(selection.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setattr(cpu, 'instruction_set', lambda: instruction_set)
-    chosen = selection.choose(None, 'convolve', shape, kernel)
-    assert chosen in ('channels_last', 'nchw')
-    monkeypatch.setattr(cpu, 'instruction_set', lambda: 'avx512')
-    assert selection.choose(None, 'convolve', shape, kernel) == 'direct'
-
-
-@pytest.mark.parametrize('shape', [(1, 32, 128, 128), (2, 64, 16, 16)])
-def test_small_kernels_stay_with_every_version(version, shape):
-    chosen = selection.choose(None, 'weight_grad', shape, (5, 5))
-    assert (chosen == 'direct') == (version != 'none')
+    assert selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2) == 'nchw'
+    assert selection.leave_to_torch((1, 4, 2, 7), (5, 5), False, 2) is None
+    assert selection.leave_to_torch((0, 4, 7, 7), (5, 5), False, 2) is None
+    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'direct')
+    assert selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2) is None
 
 
 def test_argument_then_environment_then_model(monkeypatch):
     shape, kernel = (1, 8, 16, 16), (5, 5)
-    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'fft')
-    assert selection.choose(None, 'convolve', shape, kernel) == 'fft'
+    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'torch_fft')
+    assert selection.choose(None, 'convolve', shape, kernel) == 'torch_fft'
     assert selection.choose('nchw', 'convolve', shape, kernel) == 'nchw'
     monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'magic')
     with pytest.raises(ValueError, match="no convolution backend 'magic'"):
         selection.choose(None, 'convolve', shape, kernel)
 
 
-def test_direct_without_kernels_is_refused(monkeypatch):
+@pytest.mark.parametrize('backend', selection.COMPILED)
+def test_compiled_without_kernels_is_refused(monkeypatch, backend):
     monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, 'none')
-    with pytest.raises(ValueError, match="'direct' needs the compiled kernels"):
-        selection.check('direct')
+    with pytest.raises(ValueError, match=f"'{backend}' needs the compiled kernels"):
+        selection.check(backend)

@@ -16,11 +16,10 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from ops import GRIDS, grid, processor
 
 from pelk_mm import ops
-from pelk_mm.ops import cpu, dispatch, selection
+from pelk_mm.ops import cpu, dispatch, reference, selection
 
 SIZES = (7, 10, 14, 16, 20, 28, 32, 40, 56, 64, 96, 128)
 KERNELS = ((3, 3), (5, 5), (7, 7), (9, 9), (13, 13), (21, 21), (31, 31), (51, 51))
@@ -43,14 +42,6 @@ def seconds(work) -> float:
         work()
         times.append(time.thread_time() - start)
     return statistics.median(times)
-
-
-def native(x, weight, layout):
-    """Call torch's convolution as a user would in a memory format."""
-    kh, kw = weight.shape[1:]
-    x = x.contiguous(memory_format=dispatch.LAYOUTS[layout])
-    padding = (kh // 2, kw // 2)
-    return F.conv2d(x, weight.unsqueeze(1), padding=padding, groups=x.shape[1])
 
 
 def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
@@ -87,16 +78,12 @@ def measure_torch(x, grad, weight) -> dict[str, float]:
             times[f'{backend}_weight'] = seconds(
                 lambda b=backend: dispatch._weight_grad(b, x, grad, weight, None)
             )
-    for layout in selection.LAYOUTS:
-        if products >= PATIENCE['backward']:
-            continue
+    if products < PATIENCE['backward']:
+        native = reference.depthwise_conv2d
         leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        forward = seconds(lambda o=layout: native(x, weight, o))
-        both = seconds(
-            lambda o=layout, v=leaves: torch.autograd.grad(native(*v, o), v, grad)
-        )
-        times[f'native_{layout}'] = forward
-        times[f'native_{layout}_backward'] = max(both - forward, 0.3 * both)
+        times['native'] = seconds(lambda: native(x, weight))
+        both = seconds(lambda: torch.autograd.grad(native(*leaves), leaves, grad))
+        times['native_backward'] = max(both - times['native'], 0.3 * both)
     return times
 
 
@@ -179,14 +166,15 @@ def report(found: list[tuple[str, selection.Problem, dict[str, float]]]) -> None
                     'direct': times[direct + suffix],
                     'fft': times['fft' + suffix],
                 }
-                if cells is None:
-                    others = by_torch[shape, kernel]
-                    for backend in selection.BACKENDS[len(selection.COMPILED) :]:
-                        if backend + suffix in others:
-                            measured[backend] = others[backend + suffix]
-                chosen = selection._cheapest(work, shape, kernel, cells, owner)
-                if chosen in measured:
-                    excess.append(measured[chosen] / min(measured.values()) - 1)
+                chosen = measured[
+                    selection._cheapest(work, shape, kernel, cells, owner)
+                ]
+                others = {} if cells else by_torch[shape, kernel]
+                fastest = min(
+                    *measured.values(),
+                    *(others.get(b + suffix, chosen) for b in selection.BACKENDS),
+                )
+                excess.append(chosen / fastest - 1)
             print(
                 f'# {owner}, {work}: the chosen backend takes {np.mean(excess):.1%} '
                 f'longer than the fastest on average, {max(excess):.0%} at worst'

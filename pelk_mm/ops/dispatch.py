@@ -101,8 +101,10 @@ def _by_reference(x: Tensor) -> bool:
     )
 
 
-def _native_layout(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Memory format for torch's own operator where ours costs more than it saves."""
+def _is_for_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, int]
+) -> bool:
+    """Whether torch's own operator serves better: ours costs more than it saves."""
     if (
         x.dtype != torch.float32
         or x.device.type != 'cpu'
@@ -110,14 +112,14 @@ def _native_layout(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None
         or torch.onnx.is_in_onnx_export()
         or _under_autocast(x)
     ):
-        return None
+        return False
     gradients = torch.is_grad_enabled() and (
         x.requires_grad
         or weight.requires_grad
         or (bias is not None and bias.requires_grad)
     )
-    kernel = weight.shape[1], weight.shape[2]
-    return selection.leave_to_torch(x.shape, kernel, gradients, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return selection.leave_to_torch(x.shape, kernel, gradients, threads)
 
 
 # --------------------------------------------------------------- public operators
@@ -166,7 +168,8 @@ def depthwise_conv2d(
             expected fastest.
 
     Returns:
-        Output of shape (N, C, H, W).
+        Output of shape (N, C, H, W); contiguous, but channels_last for small maps,
+        which torch's convolution takes.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, a kernel size is
@@ -178,9 +181,10 @@ def depthwise_conv2d(
             f'kernels of {weight.shape[1]} x {weight.shape[2]} have no centre; pad '
             'them to odd sizes'
         )
-    layout = None if backend else _native_layout(x, weight, bias)
-    if layout is not None:
-        return reference.depthwise_conv2d(x, weight, bias, LAYOUTS[layout])
+    if backend is None:
+        kernel = _reach(x.shape, weight, None)
+        if _is_for_torch(x, weight, bias, kernel):
+            return reference.depthwise_conv2d(x, _dense(weight, None, kernel), bias)
     return _run('depthwise_conv2d', x, weight, None, bias, backend)
 
 

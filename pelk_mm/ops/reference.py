@@ -11,27 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def depthwise_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> Tensor:
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Depthwise convolution, stride 1, zero padding that keeps the size.
 
     Args:
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
-        memory_format: Layout to convolve in. In NCHW torch's large depthwise kernels
-            are an order of magnitude slower, on the CPU and (for kernels of 7 and
-            above, which cuDNN never sees) on CUDA.
 
     Returns:
         Output of shape (N, C, H, W).
     """
     kh, kw = weight.shape[-2:]
-    x = x.contiguous(memory_format=memory_format)
+    # In NCHW torch's depthwise kernels are an order of magnitude slower, on the
+    # CPU and (for kernels of 7 and above, which cuDNN never sees) on CUDA.
+    x = x.contiguous(memory_format=torch.channels_last)
     return F.conv2d(
         x, weight.unsqueeze(1), bias, padding=(kh // 2, kw // 2), groups=x.shape[1]
     )

@@ -37,7 +37,7 @@ def test_large_dense_kernels_go_by_fourier_transform(version, work):
 
 @pytest.mark.parametrize('work', ['convolve', 'weight_grad'])
 def test_small_kernels_go_by_direct_sums(version, work):
-    for shape in ((1, 32, 128, 128), (2, 64, 16, 16)):
+    for shape in ((1, 32, 128, 128), (2, 64, 32, 32)):
         chosen = selection.choose(None, work, shape, (3, 3))
         assert (chosen == 'direct') == (version != 'none')
 
@@ -56,22 +56,20 @@ def test_expected_time_grows_with_the_work(version):
                 before = times
 
 
-def test_tiny_work_is_left_to_torch(version):
-    tiny, large = (1, 4, 7, 7), (2, 128, 64, 64)
+def test_small_maps_are_left_to_torch(version):
     for gradients in (False, True):
-        assert selection.leave_to_torch(large, (31, 31), gradients, 2) is None
-    layout = selection.leave_to_torch(tiny, (5, 5), True, 2)
-    assert layout in (None, *selection.LAYOUTS)
+        large = selection.leave_to_torch((2, 128, 64, 64), (31, 31), gradients, 2)
+        assert not large
+    assert selection.leave_to_torch((2, 64, 14, 14), (5, 5), False, 2)
 
 
 def test_nothing_is_left_to_torch_against_a_wish(monkeypatch):
-    monkeypatch.setattr(selection, '_leave_to_torch', lambda *_: 'nchw')
+    monkeypatch.setattr(selection, '_leave_to_torch', lambda *_: True)
     monkeypatch.delenv(selection.ENVIRONMENT_VARIABLE, raising=False)
-    assert selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2) == 'nchw'
-    assert selection.leave_to_torch((1, 4, 2, 7), (5, 5), False, 2) is None
-    assert selection.leave_to_torch((0, 4, 7, 7), (5, 5), False, 2) is None
+    assert selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2)
+    assert not selection.leave_to_torch((0, 4, 7, 7), (5, 5), False, 2)
     monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, 'direct')
-    assert selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2) is None
+    assert not selection.leave_to_torch((1, 4, 7, 7), (5, 5), False, 2)
 
 
 def test_argument_then_environment_then_model(monkeypatch):

@@ -4,7 +4,7 @@ Both versions are the same model with the same weights: the plain one calls torc
 convolution on the expanded kernels instead of `pelk_mm.ops`. They take turns in one
 run. `docs/performance.md` quotes the table.
 
-    python benchmarks/backbones.py              a training step of UperNet
+    python benchmarks/backbones.py              training steps of backbones and UperNets
     python benchmarks/backbones.py --forward    inference
 """
 
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -79,22 +80,18 @@ def build(config: str) -> torch.nn.Module:
     return MODELS.build(model).train()
 
 
-def step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> float:
-    """Time a training step without the optimiser, or the features in inference.
+def segmentor_step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> None:
+    """Compute losses and gradients, or in inference the logits.
 
     Args:
         model: Segmentor out of `build`.
         images: Batch of shape (N, 3, H, W).
         train: Whether to compute losses and gradients.
-
-    Returns:
-        Seconds.
     """
     samples = []
     for image in images:
         labels = torch.randint(0, model.num_classes, (1, *image.shape[1:]))
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels)))
-    start = clock()
     if train:
         losses = model(images, samples, mode='loss')
         sum(v.sum() for k, v in losses.items() if 'loss' in k).backward()
@@ -102,22 +99,42 @@ def step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> float:
     else:
         with torch.no_grad():
             model(images, mode='tensor')
-    return clock() - start
 
 
-def operator_time(model: torch.nn.Module, images: torch.Tensor, train: bool) -> float:
-    """Time that a step spends in our operators.
+def backbone_step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> None:
+    """Compute feature maps and, in training, gradients of the sum of their squares.
 
     Args:
         model: Segmentor out of `build`.
         images: Batch of shape (N, 3, H, W).
-        train: Whether to compute losses and gradients.
+        train: Whether to compute gradients.
+    """
+    with torch.set_grad_enabled(train):
+        maps = model.backbone(images)
+    if train:
+        sum(m.square().mean() for m in maps).backward()
+        model.zero_grad()
+
+
+def timed(step: Callable[..., None], *arguments) -> float:
+    """Time a step.
+
+    Returns:
+        Seconds.
+    """
+    start = clock()
+    step(*arguments)
+    return clock() - start
+
+
+def operator_time(step: Callable[..., None], *arguments) -> float:
+    """Time that a step spends in our operators.
 
     Returns:
         Seconds.
     """
     with torch.profiler.profile() as profile:
-        step(model, images, train)
+        step(*arguments)
     return 1e-6 * sum(
         event.cpu_time_total
         for event in profile.key_averages()
@@ -154,18 +171,23 @@ def main() -> None:
         model = build(config)
         model.train(not args.forward)
         images = torch.randn(args.batch, 3, args.size, args.size)
-        step(model, images, not args.forward)
-        ours, others = [], []
-        for _ in range(args.turns):
-            ours.append(step(model, images, not args.forward))
-            with plain():
-                others.append(step(model, images, not args.forward))
-        medians = {'ours': statistics.median(ours), 'plain': statistics.median(others)}
-        medians['operators'] = operator_time(model, images, not args.forward)
-        bound = medians['plain'] / (medians['ours'] - medians['operators'])
-        ratio = medians['plain'] / medians['ours']
-        print(f'| {config} | {ratio:.1f} | {bound:.1f} |', flush=True)
-        results[config] = medians
+        for part, step in (('backbone', backbone_step), ('segmentor', segmentor_step)):
+            arguments = (step, model, images, not args.forward)
+            timed(*arguments)
+            ours, others = [], []
+            for _ in range(args.turns):
+                ours.append(timed(*arguments))
+                with plain():
+                    others.append(timed(*arguments))
+            medians = {
+                'ours': statistics.median(ours),
+                'plain': statistics.median(others),
+                'operators': operator_time(*arguments),
+            }
+            bound = medians['plain'] / (medians['ours'] - medians['operators'])
+            ratio = medians['plain'] / medians['ours']
+            print(f'| {config}, {part} | {ratio:.1f} | {bound:.1f} |', flush=True)
+            results[f'{config} {part}'] = medians
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=1))
 

@@ -1,17 +1,20 @@
 // Depthwise convolutions plane by plane, on GCC and Clang vector types.
 //
-// Both operators are the same two loops over register tiles. With S_b a row of the
+// All of it is three loops over register tiles. With S_b a row of the
 // input summed over the columns of cell b:
 //
 //   mix:    out[j] += sum_b weight[b][j] * S_b     forward and input gradient
 //   inner:  sums[a][b] += <G_a, S_b>               weight gradient
 //
-// A source row is mixed once and added to every output row that it reaches. Where
-// cells of the vertical axis hold several taps, the rows collected are the differences
-// between an output row and the one above it, because a cell's contribution changes
-// at its two ends only; a closing running sum recovers the output. It starts afresh,
-// from a directly computed row, every kRestart rows, and is compensated (Kahan), so that
-// rounding does not build up.
+// Where cells of the vertical axis hold several taps, a source row is mixed once and
+// added to the rows that it reaches. These are the differences between an output row and
+// the one above it, because a cell's contribution changes at its two ends only; a closing
+// running sum recovers the output. It starts afresh, from a directly computed row, every
+// kRestart rows, and is compensated (Kahan), so that rounding does not build up.
+// Otherwise a few output rows at a time gather what all their source rows give them:
+//
+//   gather: out[j] = sum_ab weight[a][b] * S_b of source row j + a
+//
 // Box sums are built by doubling (two 1s make a 2, two 2s a 4, ...), which needs
 // log2(K) additions a pixel and, unlike differences of prefix sums, cancels nothing.
 
@@ -69,6 +72,85 @@ constexpr int vectors_for(int rows) {
   const int fit = (PELK_REGISTERS - 2) / (rows + 1);
   return fit < 1 ? 1 : fit > kMaxVectors ? kMaxVectors : fit;
 }
+
+// out[j][x..] = sum over source rows i and b in [b0, b1) of
+// weight[i - j][b] * rows[i][offset[b] + x..]; a null row is one of zeros. There are
+// `taps` rows of weights, at least kRows, and taps + kRows - 1 source rows.
+struct Gather {
+  const float* const* rows;
+  const int64_t* offset;
+  const float* const* weight;
+  int taps;
+};
+using GatherTile = void (*)(const Gather& g, float* const* out, int64_t x, int b0, int b1);
+
+template <int kRows, int kVectors>
+void gather(const Gather& g, float* const* out, int64_t x, int b0, int b1) {
+  Vec sums[kRows][kVectors] = {};
+  // Source row i meets output rows [first, last).
+  const auto add = [&](int i, auto first, auto last) __attribute__((always_inline)) {
+    if (!g.rows[i]) return;
+    const float* from = g.rows[i] + x;
+    // Summed by source row: a chain of all taps would round more.
+    Vec row[kRows][kVectors] = {};
+    for (int b = b0; b < b1; ++b) {
+      Vec values[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) values[v] = load(from + g.offset[b] + v * kLanes);
+#pragma GCC unroll 16
+      for (int j = 0; j < kRows; ++j) {
+        if (j < first || j >= last) continue;
+        const float weight = g.weight[i - j][b];
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) row[j][v] += weight * values[v];
+      }
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v)
+        if (j >= first && j < last) sums[j][v] += row[j][v];
+  };
+  // The first source rows lie above the last output rows' reach, the last ones below that
+  // of the first.
+  if constexpr (kRows > 1) add(0, Constant<0>(), Constant<1>());
+  if constexpr (kRows > 2) add(1, Constant<0>(), Constant<2>());
+  if constexpr (kRows > 3) add(2, Constant<0>(), Constant<3>());
+  for (int i = kRows - 1; i < g.taps; ++i) add(i, Constant<0>(), Constant<kRows>());
+  if constexpr (kRows > 1) add(g.taps, Constant<1>(), Constant<kRows>());
+  if constexpr (kRows > 2) add(g.taps + 1, Constant<2>(), Constant<kRows>());
+  if constexpr (kRows > 3) add(g.taps + 2, Constant<3>(), Constant<kRows>());
+#pragma GCC unroll 16
+  for (int j = 0; j < kRows; ++j)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) store(out[j] + x + v * kLanes, sums[j][v]);
+}
+
+constexpr int kGatherRows = PELK_REGISTERS >= 32 ? 4 : 3;
+// Two vectors of each output row, the inputs and a weight must fit.
+constexpr int kGatherVectors = (PELK_REGISTERS - 1) / (2 * kGatherRows + 1);
+
+struct GatherTable {
+  GatherTile of[kGatherRows + 1][kGatherVectors + 1];
+};
+
+template <int kRows, int kVectors>
+constexpr void fill_gather(GatherTable& table) {
+  table.of[kRows][kVectors] = &gather<kRows, kVectors>;
+  if constexpr (kVectors < kGatherVectors) {
+    fill_gather<kRows, kVectors + 1>(table);
+  } else if constexpr (kRows < kGatherRows) {
+    fill_gather<kRows + 1, 1>(table);
+  }
+}
+
+constexpr GatherTable make_gather_table() {
+  GatherTable table = {};
+  fill_gather<1, 1>(table);
+  return table;
+}
+
+constexpr GatherTable kGather = make_gather_table();
 
 struct MixTable {
   Mix of[kMaxRows + 1][kMaxVectors + 1];
@@ -259,28 +341,100 @@ bool uses_differences(const Axis& rows, int64_t height) {
   return 4 * (rows.cells + 1) <= 3 * smaller(rows.taps, height);
 }
 
-// Output rows, or their differences, that a source row is added to.
-int edge_count(const Axis& rows, int64_t height) {
-  return uses_differences(rows, height) ? rows.cells + 1 : rows.taps;
+struct GatherScratch {
+  int64_t count;         // source rows at hand
+  float* lines;          // theirs, level 0 and above
+  float** line;          // of each source row, where its levels lie
+  const float** rows;    // the same, null outside the map
+  const float** weight;  // of each vertical tap
+  int64_t* offset;       // of each horizontal cell, from a line to its box sums
+  float* tile;           // output rows
+  float** out;
+  Reach reach;
+
+  GatherScratch(Arena& arena, const Axis& rows_axis, const Axis& cols,
+                const Strip& strip) {
+    count = rows_axis.taps + kGatherRows - 1;
+    lines = arena.take<float>(count * (cols.level_count + 1) * strip.line + kLanes);
+    line = arena.take<float*>(count);
+    rows = arena.take<const float*>(count);
+    weight = arena.take<const float*>(rows_axis.taps);
+    offset = arena.take<int64_t>(cols.cells);
+    tile = arena.take<float>(kGatherRows * strip.pitch);
+    out = arena.take<float*>(kGatherRows);
+    reach.begin = arena.take<int32_t>(strip.padded / kLanes);
+    reach.end = arena.take<int32_t>(strip.padded / kLanes);
+  }
+};
+
+void convolve_by_gathering(const Axis& rows, const Axis& cols, const Plane& x,
+                           const Strip& strip, const float* weight, float bias, void* y,
+                           void* memory) {
+  Arena arena = {static_cast<char*>(memory), 0};
+  const GatherScratch scratch(arena, rows, cols, strip);
+  const int64_t line_step = (cols.level_count + 1) * strip.line;
+  scratch.reach.fill(cols, strip, x.width);
+  for (int64_t i = 0; i < scratch.count; ++i)
+    scratch.line[i] = scratch.lines + i * line_step;
+  for (int a = 0; a < rows.cells; ++a)
+    for (int tap = rows.start[a]; tap < rows.start[a + 1]; ++tap)
+      scratch.weight[tap] = weight + a * int64_t(cols.cells);
+  for (int b = 0; b < cols.cells; ++b)
+    scratch.offset[b] = cols.level[b] * strip.line + cols.start[b];
+  const int64_t most = smaller(kGatherRows, rows.taps);
+  for (int64_t j = 0; j < most; ++j) scratch.out[j] = scratch.tile + j * strip.pitch;
+  const Gather gather = {scratch.rows, scratch.offset, scratch.weight, rows.taps};
+  const int vectors = int(strip.padded / kLanes);
+
+  int64_t known = 0;  // source rows that the group before has left at the front
+  for (int64_t top = 0; top < x.height; top += most) {
+    const int64_t group = smaller(most, x.height - top);
+    const int64_t needed = rows.taps + group - 1;
+    for (int64_t i = known; i < needed; ++i) {
+      const int64_t row = top - rows.radius + i;
+      const bool inside = row >= 0 && row < x.height;
+      scratch.rows[i] = inside ? scratch.line[i] : nullptr;
+      if (!inside) continue;
+      read_line(scratch.line[i], x, row, strip, cols.radius, false);
+      sum_along(scratch.line[i], strip.line, 1, cols);
+    }
+    for (int v = 0; v < vectors;) {
+      const int tile = smaller(vectors - v, kGatherVectors);
+      kGather.of[group][tile](gather, scratch.out, v * kLanes,
+                              scratch.reach.begin[v + tile - 1], scratch.reach.end[v]);
+      v += tile;
+    }
+    for (int64_t j = 0; j < group; ++j)
+      write(y, (top + j) * x.width + strip.begin, scratch.out[j], strip.width, bias,
+            x.type);
+    // The next group starts `group` rows on: its first rows are at hand.
+    known = needed - group;
+    for (int64_t i = 0; i < known; ++i) {
+      float* freed = scratch.line[i];
+      scratch.line[i] = scratch.line[i + group];
+      scratch.line[i + group] = freed;
+      scratch.rows[i] = scratch.rows[i + group];
+    }
+  }
 }
 
 // Source rows that are read and summed at a time.
 constexpr int64_t kSourceRows = 4;
 
-struct ConvolveScratch {
-  int64_t ring;      // output rows, or differences of them, that are in the making
+struct DifferenceScratch {
+  int64_t ring;      // differences of output rows that are in the making
   float* lines;      // of a few source rows, level 0 and above
-  float* mixing;     // weights, transposed: cells of a row, then output rows
+  float* mixing;     // differences of weights, transposed: cells of a row, then edges
   float* out;        // the ring
   float* sum;        // the running sum, the last output row
   float* lost;       // what rounding took from it
   const float** in;  // of each source row and horizontal cell, its box sums
-  float** to;        // of each mixed row, the output row that it is added to
+  float** to;        // of each mixed row, the one that it is added to
   Reach reach;
 
-  ConvolveScratch(Arena& arena, const Axis& rows, const Axis& cols, const Strip& strip,
-                  int64_t height) {
-    const int edges = edge_count(rows, height);
+  DifferenceScratch(Arena& arena, const Axis& rows, const Axis& cols, const Strip& strip,
+                    int64_t height) {
+    const int edges = rows.cells + 1;
     ring = smaller(height, rows.taps + kSourceRows);
     lines = arena.take<float>(kSourceRows * (cols.level_count + 1) * strip.line + kLanes);
     mixing = arena.take<float>(int64_t(edges) * cols.cells);
@@ -294,25 +448,9 @@ struct ConvolveScratch {
   }
 };
 
-size_t convolve_scratch(const Axis& rows, const Axis& cols, int64_t height,
-                        int64_t width) {
-  Arena arena = {nullptr, 0};
-  ConvolveScratch(arena, rows, cols, strip_at(width, cols.taps, 0), height);
-  return arena.used;
-}
-
-// Transposes the weights, or their differences down the kernel, for `mix`.
-void arrange(float* mixing, const float* weight, const Axis& rows, const Axis& cols,
-             bool differences, int edges) {
-  if (!differences) {
-    for (int a = 0; a < rows.cells; ++a) {
-      const float* row = weight + a * int64_t(cols.cells);
-      for (int tap = rows.start[a]; tap < rows.start[a + 1]; ++tap)
-        for (int b = 0; b < cols.cells; ++b) mixing[b * int64_t(edges) + tap] = row[b];
-    }
-    return;
-  }
-  for (int b = 0; b < cols.cells; ++b, mixing += edges) {
+// Transposes the differences of the weights down the kernel, for `mix`.
+void arrange(float* mixing, const float* weight, const Axis& rows, const Axis& cols) {
+  for (int b = 0; b < cols.cells; ++b, mixing += rows.cells + 1) {
     float above = 0.0f;
     for (int a = 0; a < rows.cells; ++a) {
       const float value = weight[a * int64_t(cols.cells) + b];
@@ -323,17 +461,15 @@ void arrange(float* mixing, const float* weight, const Axis& rows, const Axis& c
   }
 }
 
-void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* weight,
-              float bias, void* y, int64_t strip_index, void* memory) {
-  const Strip strip = strip_at(x.width, cols.taps, strip_index);
-  if (strip.width == 0) return;
+void convolve_by_differences(const Axis& rows, const Axis& cols, const Plane& x,
+                             const Strip& strip, const float* weight, float bias, void* y,
+                             void* memory) {
   const int64_t height = x.height;
   Arena arena = {static_cast<char*>(memory), 0};
-  const ConvolveScratch scratch(arena, rows, cols, strip, height);
-  const bool differences = uses_differences(rows, height);
-  const int edges = edge_count(rows, height);
+  const DifferenceScratch scratch(arena, rows, cols, strip, height);
+  const int edges = rows.cells + 1;
   const int64_t line_step = (cols.level_count + 1) * strip.line;
-  arrange(scratch.mixing, weight, rows, cols, differences, edges);
+  arrange(scratch.mixing, weight, rows, cols);
   clear(scratch.out, scratch.ring * strip.pitch);
 
   scratch.reach.fill(cols, strip, x.width);
@@ -359,16 +495,14 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
     }
   };
 
-  // Hands out a row of the ring that has all its contributions, and clears it.
+  // Hands out the row whose difference in the ring is complete, and clears that.
   int64_t finish_slot = 0;
   const auto finish = [&](int64_t row) {
     float* out = scratch.out + finish_slot * strip.pitch;
     if (++finish_slot == scratch.ring) finish_slot = 0;
-    const float* result = out;
-    if (differences && row % kRestart == 0) {
+    if (row % kRestart == 0) {
       restart(row);
-      result = scratch.sum;
-    } else if (differences) {
+    } else {
       for (int64_t i = 0; i < strip.padded; i += kLanes) {
         const Vec sum = load(scratch.sum + i);
         const Vec step = load(out + i) - load(scratch.lost + i);
@@ -376,15 +510,12 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
         store(scratch.lost + i, (next - sum) - step);
         store(scratch.sum + i, next);
       }
-      result = scratch.sum;
     }
-    write(y, row * x.width + strip.begin, result, strip.width, bias, x.type);
+    write(y, row * x.width + strip.begin, scratch.sum, strip.width, bias, x.type);
     clear(out, strip.padded);
   };
 
-  // Edge j of source row r changes output row r + first_row + radius - its tap.
-  const int64_t first_row = differences ? 1 : 0;
-  const auto tap_of = [&](int j) { return differences ? rows.start[j] : j; };
+  // Edge j of source row r changes output row r + 1 + radius - its tap.
   int j0 = 0, j1 = 0;
   int64_t lap = 0;  // the row that the ring's first slot held last
   for (int64_t top = 0; top < height; top += kSourceRows) {
@@ -393,12 +524,12 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
       read_line(scratch.lines + i * line_step, x, top + i, strip, cols.radius, false);
     sum_along(scratch.lines, strip.line, count, cols);
     for (int64_t r = top; r < top + count; ++r) {
-      const int64_t reach = r + first_row + rows.radius;
-      while (j0 < edges && reach - tap_of(j0) >= height) ++j0;
-      while (j1 < edges && reach - tap_of(j1) >= first_row) ++j1;
+      const int64_t reach = r + 1 + rows.radius;
+      while (j0 < edges && reach - rows.start[j0] >= height) ++j0;
+      while (j1 < edges && reach - rows.start[j1] >= 1) ++j1;
       while (reach - lap >= scratch.ring) lap += scratch.ring;
       for (int j = j0; j < j1; ++j) {
-        int64_t slot = reach - tap_of(j) - lap;
+        int64_t slot = reach - rows.start[j] - lap;
         while (slot < 0) slot += scratch.ring;
         scratch.to[j] = scratch.out + slot * strip.pitch;
       }
@@ -411,6 +542,26 @@ void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* w
       if (r >= rows.radius) finish(r - rows.radius);
   }
   for (int64_t row = larger(0, height - rows.radius); row < height; ++row) finish(row);
+}
+
+size_t convolve_scratch(const Axis& rows, const Axis& cols, int64_t height,
+                        int64_t width) {
+  const Strip strip = strip_at(width, cols.taps, 0);
+  Arena arena = {nullptr, 0};
+  if (uses_differences(rows, height))
+    DifferenceScratch(arena, rows, cols, strip, height);
+  else
+    GatherScratch(arena, rows, cols, strip);
+  return arena.used;
+}
+
+void convolve(const Axis& rows, const Axis& cols, const Plane& x, const float* weight,
+              float bias, void* y, int64_t strip_index, void* memory) {
+  const Strip strip = strip_at(x.width, cols.taps, strip_index);
+  if (strip.width == 0) return;
+  const auto method = uses_differences(rows, x.height) ? convolve_by_differences
+                                                       : convolve_by_gathering;
+  method(rows, cols, x, strip, weight, bias, y, memory);
 }
 
 // ---------------------------------------------------------------- weight gradient

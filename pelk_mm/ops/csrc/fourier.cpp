@@ -292,9 +292,6 @@ inline void transpose(Vec* tile) {
 
 // ---------------------------------------------------------------- planes and spectra
 
-template <int value>
-using Constant = std::integral_constant<int, value>;
-
 void zero(float* to, int64_t points) {
   for (int64_t i = 0; i < points * kPoint; i += kLanes) store(to + i, Vec{});
 }

@@ -23,6 +23,12 @@ using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
+// A number that is known when a tile is compiled.
+template <int value>
+struct Constant {
+  constexpr operator int() const { return value; }
+};
+
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -72,17 +78,25 @@ inline uint16_t to_float16(float value) {
   return uint16_t(sign | half);
 }
 
+// to = from + bias. The last vector overlaps the one before: rows are short, and a loop
+// over the rest would take as long as they.
+inline void copy(float* to, const float* from, int64_t n, float bias) {
+  if (n < kLanes) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] + bias;
+    return;
+  }
+  for (int64_t i = 0; i < n - kLanes; i += kLanes) store(to + i, load(from + i) + bias);
+  store(to + n - kLanes, load(from + n - kLanes) + bias);
+}
+
 // Copies n elements of a plane to floats; with `add`, adds them.
 void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
   if (type == kFloat32) {
     const float* from = static_cast<const float*>(data) + at;
-    if (!add) {
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
-      for (; i < n; ++i) to[i] = from[i];
-      return;
-    }
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    if (add)
+      for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    else
+      copy(to, from, n, 0.0f);
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(data) + at;
@@ -97,8 +111,7 @@ void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool ad
 
 void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
   if (type == kFloat32) {
-    float* to = static_cast<float*>(data) + at;
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i] + bias;
+    copy(static_cast<float*>(data) + at, from, n, bias);
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(data) + at;

@@ -162,18 +162,17 @@ def report(found: list[tuple[str, selection.Problem, dict[str, float]]]) -> None
                 if who != owner:
                     continue
                 direct = 'direct' if cells is None else 'shared'
-                measured = {
-                    'direct': times[direct + suffix],
-                    'fft': times['fft' + suffix],
-                }
+                names = {'direct': direct + suffix, 'fft': 'fft' + suffix}
+                measured = {b: times[name] for b, name in names.items()}
+                if cells is None:
+                    others = by_torch[shape, kernel]
+                    for backend in selection.BACKENDS:
+                        if backend + suffix in others:
+                            measured[backend] = others[backend + suffix]
                 chosen = measured[
                     selection._cheapest(work, shape, kernel, cells, owner)
                 ]
-                others = {} if cells else by_torch[shape, kernel]
-                fastest = min(
-                    *measured.values(),
-                    *(others.get(b + suffix, chosen) for b in selection.BACKENDS),
-                )
+                fastest = min(measured.values())
                 excess.append(chosen / fastest - 1)
             print(
                 f'# {owner}, {work}: the chosen backend takes {np.mean(excess):.1%} '

@@ -246,41 +246,40 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 
-# Nanoseconds that an operator in Python adds, without and with a backward pass.
-_OPERATOR = (16_000, 100_000)
+# Nanoseconds that a call of our operator takes longer than one of torch's, without and
+# with a backward pass.
+_OPERATOR = (85_000, 190_000)
 
 
-def _expected(owner: str, name: str, problem: Problem, threads: int = 1) -> float:
-    """Expected nanoseconds of a pass."""
+def _expected(owner: str, name: str, problem: Problem) -> tuple[float, float]:
+    """Expected nanoseconds of a call and, on one thread, of each plane."""
     (call, *costs), (_, *takes) = _COSTS[owner][name], FEATURES[name](problem)
-    plane = sum(cost * take for cost, take in zip(costs, takes, strict=True))
-    return call + problem.planes * plane / threads
+    return call, sum(cost * take for cost, take in zip(costs, takes, strict=True))
 
 
-def _times(
+def _candidates(
     work: str,
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
     cells: int | None,
     instruction_set: str | None,
-    threads: int = 1,
-) -> dict[str, float]:
-    """Expected nanoseconds of the backends that can be the fastest."""
+) -> dict[str, tuple[float, float]]:
+    """What is expected of the backends that can be the fastest."""
     suffix = '' if work == 'convolve' else '_weight'
     others = BACKENDS[len(COMPILED) :]
-    times = {}
+    expected = {}
     if instruction_set is not None:
         problem = Problem(x_shape, kernel, cells, LANES[instruction_set])
         names = 'direct' if cells is None else 'shared', 'fft'
         for backend, name in zip(COMPILED, names, strict=True):
-            times[backend] = _expected(instruction_set, name + suffix, problem, threads)
+            expected[backend] = _expected(instruction_set, name + suffix, problem)
         # torch's weight gradients and its own FFT never are; its NCHW convolution is,
         # here and there, but takes three times as long in one process as in the next.
         others = ('channels_last',) if work == 'convolve' and cells is None else ()
     problem = Problem(x_shape, kernel, None, 1)
     for backend in others:
-        times[backend] = _expected('torch', backend + suffix, problem, threads)
-    return times
+        expected[backend] = _expected('torch', backend + suffix, problem)
+    return expected
 
 
 @functools.lru_cache(maxsize=4096)
@@ -291,8 +290,9 @@ def _cheapest(
     cells: int | None,
     instruction_set: str | None,
 ) -> str:
-    times = _times(work, x_shape, kernel, cells, instruction_set)
-    return min(times, key=times.get)
+    planes = Problem(x_shape, kernel, cells, 1).planes
+    candidates = _candidates(work, x_shape, kernel, cells, instruction_set)
+    return min(candidates, key=lambda b: candidates[b][0] + planes * candidates[b][1])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -305,9 +305,15 @@ def _leave_to_torch(
 ) -> bool:
     problem = Problem(x_shape, kernel, None, 1)
     passes = ['convolve', *(['convolve', 'weight_grad'] if gradients else [])]
-    ours = _OPERATOR[gradients] + sum(
-        min(_times(work, x_shape, kernel, None, instruction_set, threads).values())
+    native = ['native', *(['native_backward'] if gradients else [])]
+    ours = sum(
+        min(
+            plane
+            for _, plane in _candidates(
+                work, x_shape, kernel, None, instruction_set
+            ).values()
+        )
         for work in passes
     )
-    native = ['native', *(['native_backward'] if gradients else [])]
-    return ours > sum(_expected('torch', name, problem, threads) for name in native)
+    torchs = sum(_expected('torch', name, problem)[1] for name in native)
+    return _OPERATOR[gradients] + problem.planes / threads * (ours - torchs) > 0

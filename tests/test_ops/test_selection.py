@@ -50,10 +50,13 @@ def test_expected_time_grows_with_the_work(version):
             before = {}
             for size in (32, 64, 128, 256):
                 shape = (2, 32, size, size)
-                times = selection._times(work, shape, kernel, None, instruction_set)
-                for backend, time in times.items():
-                    assert 0 < before.get(backend, 0) < time or size == 32
-                before = times
+                expected = selection._candidates(
+                    work, shape, kernel, None, instruction_set
+                )
+                for backend, (call, plane) in expected.items():
+                    assert call > 0
+                    assert before.get(backend, 0) < plane
+                before = {b: plane for b, (_, plane) in expected.items()}
 
 
 def test_small_maps_are_left_to_torch(version):

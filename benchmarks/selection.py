@@ -23,7 +23,7 @@ from pelk_mm.ops import cpu, dispatch, reference, selection
 
 SIZES = (7, 10, 14, 16, 20, 28, 32, 40, 56, 64, 96, 128)
 KERNELS = ((3, 3), (5, 5), (7, 7), (9, 9), (13, 13), (21, 21), (31, 31), (51, 51))
-STRIPES = ((5, 13), (13, 5), (5, 31), (31, 5), (5, 51), (51, 5))
+STRIPES = ((5, 11), (5, 13), (13, 5), (5, 31), (31, 5), (5, 51), (51, 5))
 PERIPHERAL = tuple(taps for taps in GRIDS if taps > 7)
 BATCHES = ((1, 16), (2, 64))
 # Products of a plane above which torch's slow paths are not waited for.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu, fft, reference, selection
@@ -110,6 +111,9 @@ def _is_for_torch(
         or x.device.type != 'cpu'
         or torch.compiler.is_compiling()
         or torch.onnx.is_in_onnx_export()
+        # Counters and tracers see one operator whatever the size; torch's formula for
+        # the gradients of a depthwise convolution counts too much.
+        or is_in_torch_dispatch_mode()
         or _under_autocast(x)
     ):
         return False

@@ -1,13 +1,17 @@
-"""Depthwise convolution by real Fourier transforms.
+"""Depthwise convolution by torch's real Fourier transforms, and their lengths.
 
 The cost does not depend on the kernel's size except through the padding, so this is
-the way for large dense kernels. Computed in float32 or float64.
+the way for large dense kernels where the compiled ones (`csrc/fourier.cpp`, of the same
+lengths) are missing. Computed in float32 or float64.
 """
 
 import functools
 
 import torch
 from torch import Tensor
+
+# Conjugates are computed, not lazy: in a compiled graph torch does not look at the mark
+# that a lazy one carries.
 
 # Complex numbers held at a time for one of the operands: bounds the memory.
 _CHUNK = 1 << 22
@@ -76,7 +80,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
         # The centre of the kernel goes to the origin.
         padded = padded.roll((-(kh // 2), -(kw // 2)), (-2, -1))
         spectrum = torch.fft.rfft2(x[:, part], s=size)
-        spectrum *= torch.fft.rfft2(padded).conj()
+        spectrum *= torch.fft.rfft2(padded).conj_physical_()
         out[:, part] = torch.fft.irfft2(spectrum, s=size)[..., :height, :width]
     return out
 
@@ -96,7 +100,7 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
     size = lengths(x.shape, kernel)
     out = x.new_empty(x.shape[1], kh, kw)
     for part in _chunks(x, size):
-        spectrum = torch.fft.rfft2(grad[:, part], s=size).conj()
+        spectrum = torch.fft.rfft2(grad[:, part], s=size).conj_physical_()
         spectrum *= torch.fft.rfft2(x[:, part], s=size)
         lags = torch.fft.irfft2(spectrum.sum(0), s=size)
         out[part] = lags.roll((kh // 2, kw // 2), (-2, -1))[:, :kh, :kw]

@@ -3,7 +3,7 @@
 Prints the table of `pelk_mm/ops/selection.py`, and by how much the backends that the
 table chooses are slower than the fastest ones measured. One thread, processor time.
 
-    python benchmarks/selection.py            about twenty minutes
+    python benchmarks/selection.py            about five minutes
     python benchmarks/selection.py --quick    a few sizes
 """
 
@@ -94,20 +94,20 @@ def measure(quick: bool) -> list[tuple[str, selection.Problem, dict[str, float]]
         Instruction set or 'torch', problem, and seconds of each pass.
     """
     sizes = SIZES[2::4] if quick else SIZES
-    work = list(
-        itertools.product(
-            sizes,
-            BATCHES,
-            [*KERNELS, *STRIPES, *((taps, taps, 1) for taps in PERIPHERAL)],
-        )
-    )
+    kernels = [*KERNELS, *STRIPES, *((taps, taps, True) for taps in PERIPHERAL)]
+    # Kernels reach no further than the map: on small ones many are the same.
+    work = {
+        (size, batch, min(kh, 2 * size - 1), min(kw, 2 * size - 1), *shared): None
+        for size, batch, (kh, kw, *shared) in itertools.product(sizes, BATCHES, kernels)
+        if not shared or kh < 2 * size
+    }
     found = []
-    for index, (size, batch, (kh, kw, *shared)) in enumerate(work):
+    for index, (size, batch, kh, kw, *shared) in enumerate(work):
         print(f'\r{index + 1} of {len(work)}', end='', file=sys.stderr, flush=True)
         x, grad = torch.randn(2, *batch, size, size)
         sharing_grid = list(grid(kh)) if shared else None
         cells = len(sharing_grid) if shared else None
-        kernel = min(kh, 2 * size - 1), min(kw, 2 * size - 1)
+        kernel = kh, kw
         weight = torch.randn(batch[1], *((cells, cells) if shared else kernel))
         for name in cpu.instruction_sets():
             os.environ[cpu.ENVIRONMENT_VARIABLE] = name
@@ -157,15 +157,19 @@ def operator_overhead() -> list[float]:
 
 
 def fit(rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Fit non-negative coefficients of the least relative error."""
-    rows = rows / times[:, None]
-    active = np.ones(rows.shape[1], bool)
-    while True:
-        solution = np.zeros(rows.shape[1])
-        solution[active] = np.linalg.lstsq(rows[:, active], np.ones(len(rows)))[0]
-        if (solution >= 0).all():
-            return solution
-        active &= solution > 0
+    """Fit non-negative coefficients, about the least error of the logarithms."""
+    scale = times
+    for _ in range(10):
+        scaled, wanted = rows / scale[:, None], times / scale
+        active = np.ones(rows.shape[1], bool)
+        solution = np.full(rows.shape[1], -1.0)
+        while (solution < 0).any():
+            solution = np.zeros(rows.shape[1])
+            solution[active] = np.linalg.lstsq(scaled[:, active], wanted)[0]
+            active &= solution > 0
+        # Between the relative errors to the measured and to the fitted times.
+        scale = np.sqrt(times * (rows @ solution))
+    return solution
 
 
 def report(found: list[tuple[str, selection.Problem, dict[str, float]]]) -> None:

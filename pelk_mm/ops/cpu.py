@@ -1,9 +1,8 @@
 """The compiled CPU kernels: loading the library and calling it.
 
 The library (`csrc/`) is built by `setup.py` with a plain C interface, so it is tied
-to no version of torch. It works plane by plane: an output strip, its source row and
-that row's box sums are all the memory it needs (PeLK, section 4.1; the operation
-count is in `docs/performance.md`).
+to no version of torch. It works plane by plane, by direct sums (PeLK, section 4.1) or
+by Fourier transforms; operation counts and memory are in `docs/performance.md`.
 """
 
 import ctypes

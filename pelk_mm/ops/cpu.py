@@ -225,8 +225,8 @@ def weight_grad(
     """
     shape = (x.shape[1], len(row_grid), len(col_grid))
     if not x.numel():
-        return torch.zeros(shape)
-    out = torch.empty(shape)
+        return torch.zeros(shape, dtype=torch.float32)
+    out = torch.empty(shape, dtype=torch.float32)
     x, grad = _planes(x), _planes(grad)
     job, _grids = _job(x, row_grid, col_grid)
     _check(
@@ -269,7 +269,9 @@ def fourier_gradients(
         grad_x = torch.empty(grad.shape, dtype=grad.dtype)
         weight = weight.float().contiguous()
     if x is not None:
-        grad_weight = torch.zeros(grad.shape[1], len(row_grid), len(col_grid))
+        grad_weight = torch.zeros(
+            grad.shape[1], len(row_grid), len(col_grid), dtype=torch.float32
+        )
         x = _planes(x)
     if grad.numel():
         grad = _planes(grad)

@@ -330,7 +330,7 @@ def _weight_grad(
         result = cpu.weight_grad(x, grad, *_cells(kernel, sharing_grid))
         return result if sharing_grid is not None else _share(result, weight, None)
     if not x.numel():
-        return torch.zeros(weight.shape)
+        return torch.zeros(weight.shape, dtype=torch.float32)
     x, grad = x.float(), grad.float()
     if backend == 'torch_fft':
         dense = fft.weight_grad(x, grad, kernel)
@@ -382,7 +382,7 @@ def _backward_cpu(
     for_weight = (
         selection.choose(backend, 'weight_grad', *problem) if x is not None else None
     )
-    grad_x, grad_weight = grad.new_empty(0), torch.empty(0)
+    grad_x, grad_weight = grad.new_empty(0), torch.empty(0, dtype=torch.float32)
     if 'fft' in (for_x, for_weight):
         shared = weight if sharing_grid is not None else _dense(weight, None, kernel)
         by_fourier = cpu.fourier_gradients(

@@ -69,7 +69,7 @@ def measure_torch(x, grad, weight) -> dict[str, float]:
     """Time the passes of torch's backends."""
     products = x[0, 0].numel() * weight[0].numel()
     times = {}
-    for backend in ('torch_fft', *selection.LAYOUTS):
+    for backend in selection.BACKENDS[len(selection.COMPILED) :]:
         if products < PATIENCE.get(backend, float('inf')):
             times[backend] = seconds(
                 lambda b=backend: dispatch._convolve(b, x, weight, None, None)
@@ -119,6 +119,7 @@ def measure(quick: bool) -> list[tuple[str, selection.Problem, dict[str, float]]
         if not shared:
             problem = selection.Problem(tuple(x.shape), kernel, None, 1)
             found.append(('torch', problem, measure_torch(x, grad, weight)))
+    del os.environ[cpu.ENVIRONMENT_VARIABLE]
     print(file=sys.stderr)
     return found
 

@@ -1,9 +1,8 @@
 """The public operators: checks, torch.library registration, choice of backend.
 
-Each operator is registered with fake kernels and gradients, so that torch.compile,
-FLOP counters, autocast and activation checkpointing see one node each. The input
-gradient is the operator itself with its kernel turned by 180 degrees, so it can be
-differentiated again.
+Each operator and the one that computes its gradients are registered with fake kernels
+and gradients, so that torch.compile, FLOP counters, autocast and activation
+checkpointing see one node each, and both can be differentiated again.
 """
 
 import contextlib
@@ -261,7 +260,9 @@ def _dense(
 
 
 def _share(grad: Tensor, weight: Tensor, sharing_grid: list[int] | None) -> Tensor:
-    """The adjoint of `_dense`, of a gradient to what it returned."""
+    """The gradient to the parameters, of one to them or to what `_dense` returned."""
+    if grad.shape == weight.shape:
+        return grad
     rows, cols = _taps(weight, sharing_grid)
     top, left = (rows - grad.shape[1]) // 2, (cols - grad.shape[2]) // 2
     if top or left:
@@ -328,7 +329,7 @@ def _weight_grad(
     kernel = _reach(x.shape, weight, sharing_grid)
     if backend == 'direct':
         result = cpu.weight_grad(x, grad, *_cells(kernel, sharing_grid))
-        return result if sharing_grid is not None else _share(result, weight, None)
+        return _share(result, weight, sharing_grid)
     if not x.numel():
         return torch.zeros(weight.shape, dtype=torch.float32)
     x, grad = x.float(), grad.float()
@@ -395,9 +396,7 @@ def _backward_cpu(
         if for_x == 'fft':
             grad_x = by_fourier[0]
         if for_weight == 'fft':
-            grad_weight = by_fourier[1]
-            if sharing_grid is None:
-                grad_weight = _share(grad_weight, weight, None)
+            grad_weight = _share(by_fourier[1], weight, sharing_grid)
     if for_x not in (None, 'fft'):
         # The adjoint of a correlation is the correlation with the turned kernel.
         turned = sharing_grid and sharing_grid[::-1]

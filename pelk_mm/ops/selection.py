@@ -13,8 +13,7 @@ from typing import NamedTuple
 from . import cpu, fft
 
 COMPILED = ('direct', 'fft')
-LAYOUTS = ('channels_last', 'nchw')
-BACKENDS = (*COMPILED, 'torch_fft', *LAYOUTS)
+BACKENDS = (*COMPILED, 'torch_fft', 'channels_last', 'nchw')
 ENVIRONMENT_VARIABLE = 'PELK_MM_CONV'
 
 
@@ -127,6 +126,16 @@ class Problem(NamedTuple):
         radius = min(self.kernel[axis] // 2, size - 1)
         return 2 * radius + 1 - radius * (radius + 1) / size
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of a plane."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def products(self) -> float:
+        """Products of a plane and its dense kernel."""
+        return self.pixels * self.met(0) * self.met(1)
+
 
 # What a plane takes, of which a linear combination is its expected time.
 
@@ -174,19 +183,15 @@ def _torch_fft(problem: Problem) -> tuple[float, ...]:
 
 
 def _channels_last(problem: Problem) -> tuple[float, ...]:
-    pixels = problem.size[0] * problem.size[1]
-    products = pixels * problem.met(0) * problem.met(1)
     # Kernels of these widths fall between two of oneDNN's algorithms.
-    slow = products if 10 < problem.kernel[1] < 15 else 0
-    return 1 / problem.planes, 1, pixels, products, slow
+    slow = problem.products if 10 < problem.kernel[1] < 15 else 0
+    return 1 / problem.planes, 1, problem.pixels, problem.products, slow
 
 
 def _nchw(problem: Problem) -> tuple[float, ...]:
-    pixels = problem.size[0] * problem.size[1]
-    products = pixels * problem.met(0) * problem.met(1)
     # Above this width oneDNN's kernel gives way to a plain one.
-    plain = products if problem.kernel[1] > 13 else 0
-    return 1 / problem.planes, 1, pixels, products - plain, plain
+    plain = problem.products if problem.kernel[1] > 13 else 0
+    return 1 / problem.planes, 1, problem.pixels, problem.products - plain, plain
 
 
 #: Of each cost, what it is a linear combination of.

@@ -423,7 +423,7 @@ void synthesise(const Fourier& f, const float* spectrum, const Plane& y, int64_t
   const int64_t length = f.down.length, width = f.along.length;
   const int64_t half = half_of(y.width), blocks = block_count(f);
   const int32_t* position = f.down.position;
-  for (int64_t begin = 0; begin < smaller(half, y.width); begin += kLanes) {
+  for (int64_t begin = 0; begin < half; begin += kLanes) {
     for (int64_t block = 0; block < blocks; ++block) {
       const float* columns = spectrum + (block * width + left + begin) * kPoint;
       const auto part = [&](int number, Vec* tile) {

@@ -47,7 +47,8 @@ struct Transform {
   const int32_t* position;
 };
 
-// Lengths down and along a plane, at least its size and half the kernel's.
+// Lengths down and along a plane: even, of factors 2, 3 and 5, at least the plane's size
+// and half the kernel's.
 struct Fourier {
   Transform down, along;
 };

@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <thread>
@@ -120,7 +119,7 @@ Fourier fourier_of(int32_t down, int32_t along) {
 }
 
 // Memory that a thread keeps between calls, so that small calls do not fault its pages
-// in again; what a large map needed is given back.
+// in again: as much as the largest call needed.
 class Scratch {
  public:
   static void* get(size_t bytes) {
@@ -249,6 +248,28 @@ PELK_EXPORT const char* pelk_version_name(int i) {
 
 PELK_EXPORT int pelk_version_supported(int i) { return pelk::versions[i].supported(); }
 
+static PelkTensor contiguous(const PelkJob* job, const char* data) {
+  const int64_t plane = job->height * job->width;
+  return {data, job->channels * plane, plane};
+}
+
+// What the calls have in common.
+struct Call {
+  pelk::Plan row_plan, col_plan;
+  pelk::Axis rows, cols;  // point into the plans
+  int64_t cells;          // of a channel's kernel
+  const pelk::Kernels* kernels;
+
+  explicit Call(const PelkJob* job)
+      : row_plan(job->row_grid, job->row_cells),
+        col_plan(job->col_grid, job->col_cells),
+        rows(row_plan.axis()),
+        cols(col_plan.axis()),
+        cells(int64_t(job->row_cells) * job->col_cells),
+        kernels(pelk::versions[job->version].kernels) {}
+  Call(const Call&) = delete;
+};
+
 static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int64_t c) {
   const int64_t size = pelk::element_size(job->type);
   // Threads take channels in turn.
@@ -261,36 +282,32 @@ static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int6
 // Returns 0, or 1 when memory runs out.
 PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const float* weight,
                   const float* bias, char* y) try {
-  const pelk::Plan row_plan(job->row_grid, job->row_cells);
-  const pelk::Plan col_plan(job->col_grid, job->col_cells);
-  const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
-  const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
+  const Call call(job);
   const int64_t size = pelk::element_size(job->type);
   const int64_t plane_size = job->height * job->width * size;
   if (job->down) {
     const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
-    const size_t bytes = kernels->fourier_scratch(fourier, rows, cols);
-    const PelkTensor out = {y, job->channels * job->height * job->width,
-                            job->height * job->width};
+    const size_t bytes = call.kernels->fourier_scratch(fourier, call.rows, call.cols);
+    const PelkTensor out = contiguous(job, y);
     // A channel is one item: its kernel is transformed once.
     return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
-      kernels->fourier_convolve(fourier, rows, cols, images_of(job, x, c),
-                                weight + c * rows.cells * cols.cells,
-                                bias ? bias[c] : 0.0f, images_of(job, &out, c),
-                                pelk::Scratch::get(bytes));
+      call.kernels->fourier_convolve(
+          fourier, call.rows, call.cols, images_of(job, x, c), weight + c * call.cells,
+          bias ? bias[c] : 0.0f, images_of(job, &out, c), pelk::Scratch::get(bytes));
     });
   }
-  const int64_t strips = kernels->strips(job->width);
-  const size_t bytes = kernels->convolve_scratch(rows, cols, job->height, job->width);
+  const int64_t strips = call.kernels->strips(job->width);
+  const size_t bytes =
+      call.kernels->convolve_scratch(call.rows, call.cols, job->height, job->width);
   return pelk::run(
       job->batch * job->channels * strips, job->threads, job->parallel,
       [&](int64_t item) {
         const int64_t plane = item / strips, n = plane / job->channels,
                       c = plane % job->channels;
-        kernels->convolve(rows, cols, plane_of(job, x, n, c),
-                          weight + c * rows.cells * cols.cells, bias ? bias[c] : 0.0f,
-                          y + plane * plane_size, item % strips,
-                          pelk::Scratch::get(bytes));
+        call.kernels->convolve(call.rows, call.cols, plane_of(job, x, n, c),
+                               weight + c * call.cells, bias ? bias[c] : 0.0f,
+                               y + plane * plane_size, item % strips,
+                               pelk::Scratch::get(bytes));
       });
 } catch (const std::bad_alloc&) {
   return 1;
@@ -299,23 +316,19 @@ PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const flo
 // result (C, row_cells, col_cells) = gradient to the weights of pelk_convolve.
 PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x,
                                  const PelkTensor* grad, float* result) try {
-  const pelk::Plan row_plan(job->row_grid, job->row_cells);
-  const pelk::Plan col_plan(job->col_grid, job->col_cells);
-  const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
-  const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
-  const int64_t cells = int64_t(rows.cells) * cols.cells;
-  const size_t sums_bytes = (cells * sizeof(double) + 63) / 64 * 64;
-  const size_t bytes =
-      sums_bytes + kernels->weight_grad_scratch(rows, cols, job->height, job->width);
+  const Call call(job);
+  const size_t sums_bytes = (call.cells * sizeof(double) + 63) / 64 * 64;
+  const size_t bytes = sums_bytes + call.kernels->weight_grad_scratch(
+                                        call.rows, call.cols, job->height, job->width);
   // A channel is one item: its sum over the batch has one order.
   return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
     char* memory = static_cast<char*>(pelk::Scratch::get(bytes));
     double* sums = reinterpret_cast<double*>(memory);
     std::memset(sums, 0, sums_bytes);
     for (int64_t n = 0; n < job->batch; ++n)
-      kernels->weight_grad(rows, cols, plane_of(job, x, n, c), plane_of(job, grad, n, c),
-                           sums, memory + sums_bytes);
-    for (int64_t i = 0; i < cells; ++i) result[c * cells + i] = float(sums[i]);
+      call.kernels->weight_grad(call.rows, call.cols, plane_of(job, x, n, c),
+                                plane_of(job, grad, n, c), sums, memory + sums_bytes);
+    for (int64_t i = 0; i < call.cells; ++i) result[c * call.cells + i] = float(sums[i]);
   });
 } catch (const std::bad_alloc&) {
   return 1;
@@ -326,22 +339,16 @@ PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x,
 PELK_EXPORT int pelk_fourier_gradients(const PelkJob* job, const PelkTensor* x,
                                        const PelkTensor* grad, const float* weight,
                                        char* grad_x, float* grad_weight) try {
-  const pelk::Plan row_plan(job->row_grid, job->row_cells);
-  const pelk::Plan col_plan(job->col_grid, job->col_cells);
-  const pelk::Axis rows = row_plan.axis(), cols = col_plan.axis();
-  const pelk::Kernels* kernels = pelk::versions[job->version].kernels;
+  const Call call(job);
   const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
-  const int64_t cells = int64_t(rows.cells) * cols.cells;
-  const size_t bytes = kernels->fourier_scratch(fourier, rows, cols);
-  const PelkTensor out = {grad_x, job->channels * job->height * job->width,
-                          job->height * job->width};
+  const size_t bytes = call.kernels->fourier_scratch(fourier, call.rows, call.cols);
+  const PelkTensor out = contiguous(job, grad_x);
   return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
     const pelk::Images images = images_of(job, &out, c);
-    kernels->fourier_gradients(fourier, rows, cols, images_of(job, x, c),
-                               images_of(job, grad, c), grad_x ? weight + c * cells : nullptr,
-                               grad_x ? &images : nullptr,
-                               grad_weight ? grad_weight + c * cells : nullptr,
-                               pelk::Scratch::get(bytes));
+    call.kernels->fourier_gradients(
+        fourier, call.rows, call.cols, images_of(job, x, c), images_of(job, grad, c),
+        grad_x ? weight + c * call.cells : nullptr, grad_x ? &images : nullptr,
+        grad_weight ? grad_weight + c * call.cells : nullptr, pelk::Scratch::get(bytes));
   });
 } catch (const std::bad_alloc&) {
   return 1;

@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
+# Compiled once an instruction set.
+KERNEL_FILES = ('direct', 'fourier', 'columns', 'layout')
 
 # One entry an instruction set: its namespace in csrc/kernels.h, floats a vector, vector
 # registers, compiler flags.
@@ -52,7 +54,7 @@ class BuildKernels(build_ext):
         )
         for name, lanes, registers, machine in [PORTABLE, *(X86 if x86 else [])]:
             objects += self.compiler.compile(
-                [str(CSRC / 'direct.cpp'), str(CSRC / 'fourier.cpp')],
+                [str(CSRC / f'{kernel}.cpp') for kernel in KERNEL_FILES],
                 output_dir=str(Path(self.build_temp) / name),
                 macros=[
                     ('PELK_ISA', name),
@@ -71,8 +73,8 @@ class BuildKernels(build_ext):
 
 KERNELS = Extension(
     'pelk_mm.ops._kernels',
-    [str(CSRC / f'{name}.cpp') for name in ('library', 'direct', 'fourier')],
-    depends=[str(CSRC / 'kernels.h'), str(CSRC / 'simd.h')],
+    [str(CSRC / f'{name}.cpp') for name in ('library', *KERNEL_FILES)],
+    depends=[str(path) for path in sorted(CSRC.glob('*.h'))],
     optional=True,
 )
 

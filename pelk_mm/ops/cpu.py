@@ -28,6 +28,14 @@ class _Tensor(ctypes.Structure):
     ]
 
 
+class _Matrices(ctypes.Structure):
+    _fields_ = [
+        ('data', ctypes.c_void_p),
+        ('batch_stride', ctypes.c_int64),
+        ('row_stride', ctypes.c_int64),
+    ]
+
+
 class _Job(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ('version', 'threads', 'type')),
@@ -116,11 +124,91 @@ def _borrowed_threads() -> int | None:
 _PROCESS = os.getpid()
 
 
-def _planes(x: Tensor) -> Tensor:
-    """The same values with dense planes, at any distance from each other."""
+def _has_dense_planes(x: Tensor) -> bool:
     height, width = x.shape[-2:]
-    dense = (x.stride(3) == 1 or width == 1) and (x.stride(2) == width or height == 1)
-    return x if dense else x.contiguous()
+    return (x.stride(3) == 1 or width == 1) and (x.stride(2) == width or height == 1)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Layout that an operator's output has: its input's.
+
+    Args:
+        x: Input of shape (N, C, H, W), on any device.
+
+    Returns:
+        channels_last where the channels of a pixel lie together, also if they are a
+        part of more channels; else contiguous_format.
+    """
+    _, channels, _, width = x.shape
+    if (
+        not _has_dense_planes(x)
+        and x.stride(1) == 1
+        and x.stride(3) >= channels
+        and x.stride(2) == width * x.stride(3)
+    ):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def planes(x: Tensor) -> Tensor:
+    """The same values with dense planes, at any distance from each other.
+
+    Args:
+        x: Feature map of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
+
+    Returns:
+        `x` itself where its planes are dense, else a contiguous copy.
+    """
+    if _has_dense_planes(x):
+        return x
+    if memory_format(x) == torch.contiguous_format or not x.numel():
+        return x.contiguous()
+    batch, channels, height, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _transpose(
+        x,
+        _Matrices(x.data_ptr(), x.stride(0), x.stride(3)),
+        _Matrices(out.data_ptr(), out.stride(0), height * width),
+        (height * width, channels),
+    )
+    return out
+
+
+def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
+    """Bring what the kernels computed into the layout of their input.
+
+    Args:
+        x: Contiguous feature map of shape (N, C, H, W), of a dtype in `DTYPES`.
+        wanted: What `memory_format` returned for the input.
+
+    Returns:
+        The same values in that layout.
+    """
+    if wanted == torch.contiguous_format or not x.numel():
+        return x
+    batch, channels, height, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=wanted)
+    _transpose(
+        x,
+        _Matrices(x.data_ptr(), x.stride(0), height * width),
+        _Matrices(out.data_ptr(), out.stride(0), channels),
+        (channels, height * width),
+    )
+    return out
+
+
+def _transpose(
+    x: Tensor, source: _Matrices, target: _Matrices, size: tuple[int, int]
+) -> None:
+    job, _grids = _job(x, (), ())
+    _check(
+        _library().pelk_transpose(
+            ctypes.byref(job),
+            ctypes.byref(source),
+            ctypes.byref(target),
+            *map(ctypes.c_int64, size),
+        )
+    )
 
 
 def _describe(x: Tensor) -> _Tensor:
@@ -164,8 +252,13 @@ def _job(
 
 
 def _check(status: int) -> None:
-    if status:
+    if status == 1:
         raise MemoryError('the CPU kernels found no memory for their rows')
+    if status:
+        raise ValueError(
+            'the lengths of the Fourier transforms must be even, of factors 2, 3 and 5, '
+            "and at least the map's size and half the kernel's; take fft.lengths()"
+        )
 
 
 def convolve(
@@ -185,15 +278,18 @@ def convolve(
         row_grid: Taps of each cell down the kernel, odd in sum.
         col_grid: Taps of each cell along the kernel, odd in sum.
         lengths: Of the Fourier transforms down and along (`fft.lengths`); None sums
-            directly.
+            directly, and 0 along sums along.
 
     Returns:
         Contiguous output of shape (N, C, H, W), accumulated in float32.
+
+    Raises:
+        ValueError: There are no such transforms, or they are too short.
     """
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    x = _planes(x)
+    x = planes(x)
     weight = weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
     job, _grids = _job(x, row_grid, col_grid, lengths)
@@ -225,9 +321,9 @@ def weight_grad(
     """
     shape = (x.shape[1], len(row_grid), len(col_grid))
     if not x.numel():
-        return torch.zeros(shape, dtype=torch.float32)
-    out = torch.empty(shape, dtype=torch.float32)
-    x, grad = _planes(x), _planes(grad)
+        return torch.zeros(shape, dtype=torch.float32, device=x.device)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    x, grad = planes(x), planes(grad)
     job, _grids = _job(x, row_grid, col_grid)
     _check(
         _library().pelk_weight_grad(
@@ -258,7 +354,7 @@ def fourier_gradients(
             input is not wanted.
         row_grid: Taps of each cell down the kernel, odd in sum.
         col_grid: Taps of each cell along the kernel, odd in sum.
-        lengths: Of the transforms down and along (`fft.lengths`).
+        lengths: Of the transforms down and along (`fft.lengths`); 0 along sums along.
 
     Returns:
         Gradient to the input, contiguous and like `grad`, and gradient of shape
@@ -266,15 +362,19 @@ def fourier_gradients(
     """
     grad_x = grad_weight = None
     if weight is not None:
-        grad_x = torch.empty(grad.shape, dtype=grad.dtype)
+        grad_x = torch.empty_like(grad, memory_format=torch.contiguous_format)
         weight = weight.float().contiguous()
     if x is not None:
         grad_weight = torch.zeros(
-            grad.shape[1], len(row_grid), len(col_grid), dtype=torch.float32
+            grad.shape[1],
+            len(row_grid),
+            len(col_grid),
+            dtype=torch.float32,
+            device=grad.device,
         )
-        x = _planes(x)
+        x = planes(x)
     if grad.numel():
-        grad = _planes(grad)
+        grad = planes(grad)
         job, _grids = _job(grad, row_grid, col_grid, lengths)
         _check(
             _library().pelk_fourier_gradients(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
@@ -70,7 +70,9 @@ def _check_grid(weight: Tensor, sharing_grid: Sequence[int]) -> None:
             f'sharing_grid has {cells} cells, so weight must have shape '
             f'(C, {cells}, {cells}), not {tuple(weight.shape)}'
         )
-    if any(int(size) != size or size < 1 for size in sharing_grid):
+    if any(
+        not isinstance(size, int | torch.SymInt) or size < 1 for size in sharing_grid
+    ):
         raise ValueError(
             f'sharing_grid {list(sharing_grid)} has a cell that is no positive integer'
         )
@@ -114,6 +116,8 @@ def _is_for_torch(
         # the gradients of a depthwise convolution counts too much.
         or is_in_torch_dispatch_mode()
         or _under_autocast(x)
+        # torch has no batching rule for the layout that its operator is called in.
+        or torch._C._functorch.maybe_current_level() is not None
     ):
         return False
     gradients = torch.is_grad_enabled() and (
@@ -123,6 +127,24 @@ def _is_for_torch(
     )
     threads = torch.get_num_threads()
     return selection.leave_to_torch(x.shape, kernel, gradients, threads)
+
+
+def _is_observed(*tensors: Tensor | None) -> bool:
+    """Whether a call has to show as one of torch's operators, which costs time.
+
+    It has to where something compiles, traces, transforms, counts or profiles them, and
+    for what is no plain tensor in memory.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd._profiler_enabled()
+        or any(
+            t is not None and (type(t) not in (Tensor, nn.Parameter) or not t.is_cpu)
+            for t in tensors
+        )
+    )
 
 
 # --------------------------------------------------------------- public operators
@@ -144,8 +166,10 @@ def _run(
         if sharing_grid is not None:
             return reference.peripheral_conv2d(x, weight, sharing_grid, bias)
         return reference.depthwise_conv2d(x, weight, bias)
-    operator = getattr(torch.ops.pelk_mm, operator)
-    return operator(x, weight, sharing_grid, bias, backend)
+    call = getattr(torch.ops.pelk_mm, operator)
+    if not _is_observed(x, weight, bias):
+        call = _functions[operator].apply
+    return call(x, weight, sharing_grid, bias, backend)
 
 
 def depthwise_conv2d(
@@ -165,7 +189,8 @@ def depthwise_conv2d(
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
-        backend: 'direct' or 'fft' (the compiled kernels), 'torch_fft', or
+        backend: 'direct', 'fft' or 'column_fft' (the compiled kernels: sums, Fourier
+            transforms, or transforms down and sums along), 'torch_fft', or
             'channels_last' or 'nchw' (torch's convolution in either layout). By
             default what the environment variable `PELK_MM_CONV` says, else the
             expected fastest.
@@ -279,6 +304,16 @@ def _cells(
     return sharing_grid, sharing_grid
 
 
+def _lengths(
+    backend: str, shape: torch.Size, kernel: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Lengths of the transforms of a compiled backend."""
+    if backend == 'direct':
+        return None
+    down, along = fft.lengths(shape, kernel)
+    return down, along if backend == 'fft' else 0
+
+
 def _without_autocast() -> contextlib.AbstractContextManager:
     """Turn autocast off where it is on; to turn it off always costs microseconds."""
     if torch.is_autocast_enabled('cpu'):
@@ -297,8 +332,10 @@ def _convolve(
     if backend in selection.COMPILED:
         if sharing_grid is None:
             weight = _dense(weight, None, kernel)
-        lengths = fft.lengths(x.shape, kernel) if backend == 'fft' else None
-        return cpu.convolve(x, weight, bias, *_cells(kernel, sharing_grid), lengths)
+        lengths = _lengths(backend, x.shape, kernel)
+        cells = _cells(kernel, sharing_grid)
+        out = cpu.convolve(cpu.planes(x), weight, bias, *cells, lengths)
+        return cpu.in_format(out, cpu.memory_format(x))
     if not x.numel():
         return torch.empty(x.shape, dtype=x.dtype)
     wide, weight = x.float(), _dense(weight, sharing_grid, kernel).float()
@@ -316,7 +353,7 @@ def _convolve(
                 padding=(kernel[0] // 2, kernel[1] // 2),
                 groups=x.shape[1],
             )
-    return out.to(x.dtype, memory_format=torch.contiguous_format)
+    return out.to(x.dtype, memory_format=cpu.memory_format(x))
 
 
 def _weight_grad(
@@ -361,8 +398,8 @@ def _forward_cpu(
     backend: str | None,
 ) -> Tensor:
     kernel = _reach(x.shape, weight, sharing_grid)
-    backend = selection.choose(backend, 'convolve', x.shape, kernel, sharing_grid)
-    return _convolve(backend, x, weight, sharing_grid, bias)
+    (chosen,) = selection.choose(backend, 'forward', x.shape, kernel, sharing_grid)
+    return _convolve(chosen, x, weight, sharing_grid, bias)
 
 
 def _backward_cpu(
@@ -379,29 +416,34 @@ def _backward_cpu(
     """
     kernel = _reach(grad.shape, weight, sharing_grid)
     problem = (grad.shape, kernel, sharing_grid)
-    for_x = selection.choose(backend, 'convolve', *problem) if needs_x else None
-    for_weight = (
-        selection.choose(backend, 'weight_grad', *problem) if x is not None else None
-    )
+    for_x = for_weight = None
+    if needs_x and x is not None:
+        for_x, for_weight = selection.choose(backend, 'both', *problem)
+    elif needs_x:
+        (for_x,) = selection.choose(backend, 'input', *problem)
+    elif x is not None:
+        (for_weight,) = selection.choose(backend, 'weight', *problem)
     grad_x, grad_weight = grad.new_empty(0), torch.empty(0, dtype=torch.float32)
-    if 'fft' in (for_x, for_weight):
+    for method in selection.FOURIER:
+        if method not in (for_x, for_weight):
+            continue
         shared = weight if sharing_grid is not None else _dense(weight, None, kernel)
         by_fourier = cpu.fourier_gradients(
-            x if for_weight == 'fft' else None,
-            grad,
-            shared if for_x == 'fft' else None,
+            cpu.planes(x) if for_weight == method else None,
+            cpu.planes(grad),
+            shared if for_x == method else None,
             *_cells(kernel, sharing_grid),
-            fft.lengths(grad.shape, kernel),
+            _lengths(method, grad.shape, kernel),
         )
-        if for_x == 'fft':
-            grad_x = by_fourier[0]
-        if for_weight == 'fft':
+        if for_x == method:
+            grad_x = cpu.in_format(by_fourier[0], cpu.memory_format(grad))
+        if for_weight == method:
             grad_weight = _share(by_fourier[1], weight, sharing_grid)
-    if for_x not in (None, 'fft'):
+    if for_x not in (None, *selection.FOURIER):
         # The adjoint of a correlation is the correlation with the turned kernel.
         turned = sharing_grid and sharing_grid[::-1]
         grad_x = _convolve(for_x, grad, weight.flip(-2, -1), turned, None)
-    if for_weight not in (None, 'fft'):
+    if for_weight not in (None, *selection.FOURIER):
         grad_weight = _weight_grad(for_weight, x, grad, weight, sharing_grid)
     return grad_x, grad_weight
 
@@ -410,18 +452,20 @@ def _backward_cpu(
 
 
 _library = torch.library.Library('pelk_mm', 'DEF')
+#: The same operators for torch's autograd alone, by name.
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def _forward_fake(x, weight, sharing_grid, bias, backend) -> Tensor:
-    return x.new_empty(x.shape)
+    return torch.empty_like(x, memory_format=cpu.memory_format(x))
 
 
 def _backward_fake(x, grad, weight, sharing_grid, needs_x, backend):
+    grad_x = grad.new_empty(0)
+    if needs_x:
+        grad_x = torch.empty_like(grad, memory_format=cpu.memory_format(grad))
     grad_weight = 0 if x is None else weight.shape
-    return (
-        grad.new_empty(grad.shape if needs_x else 0),
-        grad.new_empty(grad_weight, dtype=torch.float32),
-    )
+    return grad_x, grad.new_empty(grad_weight, dtype=torch.float32)
 
 
 def _forward_flops(x_shape, weight_shape, *args, **kwargs) -> int:
@@ -465,7 +509,8 @@ def _register(name: str) -> None:
         needs_x, needs_weight, _, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if needs_x or needs_weight:
-            grad_x, grad_weight = backward(
+            shown = torch.is_grad_enabled() or _is_observed(x, grad, weight)
+            grad_x, grad_weight = (backward if shown else _backward_cpu)(
                 x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend
             )
         if needs_bias:
@@ -528,6 +573,15 @@ def _register(name: str) -> None:
         torch.library.register_fake(qualified, fake)
         torch.library.register_autograd(qualified, derivative, setup_context=context)
         register_flop_formula(getattr(torch.ops.pelk_mm, operator))(flops)
+    _functions[name] = type(
+        name,
+        (torch.autograd.Function,),
+        {
+            'forward': staticmethod(_forward_cpu),
+            'setup_context': staticmethod(save),
+            'backward': staticmethod(differentiate),
+        },
+    )
 
 
 for _name in ('depthwise_conv2d', 'peripheral_conv2d'):

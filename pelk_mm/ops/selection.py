@@ -5,6 +5,7 @@ choice and the last bits of the result.
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,8 +13,16 @@ from typing import NamedTuple
 
 from . import cpu, fft
 
-COMPILED = ('direct', 'fft')
+FOURIER = ('fft', 'column_fft')  # compiled, both gradients at once
+COMPILED = ('direct', *FOURIER)
 BACKENDS = (*COMPILED, 'torch_fft', 'channels_last', 'nchw')
+#: What a call computes, and of each of its passes the suffix of its costs' names.
+PASSES = {
+    'forward': ('',),
+    'input': ('',),
+    'weight': ('_weight',),
+    'both': ('', '_weight'),
+}
 ENVIRONMENT_VARIABLE = 'PELK_MM_CONV'
 
 
@@ -43,34 +52,39 @@ def check(backend: str | None) -> None:
 
 def choose(
     backend: str | None,
-    work: str,
+    passes: str,
     x_shape: Sequence[int],
     kernel: tuple[int, int],
     sharing_grid: Sequence[int] | None = None,
-) -> str:
-    """Choose the backend of one pass.
+) -> tuple[str, ...]:
+    """Choose the backends of a call.
 
     Args:
         backend: A name out of `BACKENDS` to insist on, or None.
-        work: 'convolve' (forward, input gradient) or 'weight_grad'.
+        passes: What the call computes, a key of `PASSES`.
         x_shape: Shape (N, C, H, W) of the input.
         kernel: Size (kh, kw) of the kernels, no more than the map can meet.
         sharing_grid: Cell sizes of peripheral kernels; None for dense ones.
 
     Returns:
-        The backend asked for by the argument, else by `PELK_MM_CONV`, else the one of
-        the least expected time.
+        Of each pass the backend asked for by the argument, else by `PELK_MM_CONV`, else
+        the ones of the least expected time.
 
     Raises:
         ValueError: `PELK_MM_CONV` names a backend that does not exist here.
     """
     if backend is None:
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or None
-        check(backend)
+        try:
+            check(backend)
+        except ValueError as error:
+            raise ValueError(
+                f'{ENVIRONMENT_VARIABLE}={backend}: {error}, or unset the variable'
+            ) from None
     if backend is not None:
-        return backend
+        return (backend,) * len(PASSES[passes])
     cells = None if sharing_grid is None else len(sharing_grid)
-    return _cheapest(work, tuple(x_shape), kernel, cells, cpu.instruction_set())
+    return _cheapest(passes, tuple(x_shape), kernel, cells, cpu.instruction_set())
 
 
 def leave_to_torch(
@@ -169,10 +183,30 @@ def _fft(problem: Problem) -> tuple[float, ...]:
     return 1 / problem.planes, 1 + 1 / batch, points, points * math.log2(down * along)
 
 
-def _fft_weight(problem: Problem) -> tuple[float, ...]:
-    """Beside an input gradient by Fourier transforms, with which it shares one."""
-    per_call, fixed, points, products = _fft(problem)
-    return per_call, fixed, points / 2, products / 2
+def _column_fft(problem: Problem) -> tuple[float, ...]:
+    batch = max(1, problem.shape[0])
+    (height, width), (taps, cells) = problem.size, problem.kernel
+    levels = 0.0
+    if problem.cells is not None:
+        levels = math.log2(cells)
+        cells = problem.cells
+    down, _ = fft.lengths(problem.shape, problem.kernel)
+
+    def panels(columns: int) -> int:
+        return math.ceil((columns + 1) // 2 / problem.lanes)
+
+    points = (2 * panels(width) + panels(cells) / batch) * down
+    vectors = panels(width) * down
+    halo = problem.kernel[1] / 2 / problem.lanes * down
+    return (
+        1 / problem.planes,
+        1 + 1 / batch,
+        points * math.log2(down),
+        vectors * cells,
+        (vectors + halo) * levels,
+        vectors,
+        (taps * cells + down) / batch,
+    )
 
 
 def _torch_fft(problem: Problem) -> tuple[float, ...]:
@@ -201,7 +235,11 @@ FEATURES: dict[str, Callable[[Problem], tuple[float, ...]]] = {
     'shared': _direct,
     'shared_weight': _direct,
     'fft': _fft,
-    'fft_weight': _fft_weight,
+    'fft_weight': _fft,
+    'fft_both': _fft,
+    'column_fft': _column_fft,
+    'column_fft_weight': _column_fft,
+    'column_fft_both': _column_fft,
     'torch_fft': _torch_fft,
     'torch_fft_weight': _torch_fft,
     'channels_last': _channels_last,
@@ -225,6 +263,10 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
         'shared_weight': (14600, 17.8, 0.4, 0, 7.6),
         'fft': (16500, 90.8, 8.4, 0.162),
         'fft_weight': (9620, 44.4, 11.5, 0.266),
+        'fft_both': (26000, 135, 20, 0.43),
+        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
     },
     'avx2': {
         'direct': (11300, 22.7, 0.213, 0.313, 0.408),
@@ -233,6 +275,10 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
         'shared_weight': (13900, 4.89, 0.312, 0, 8.53),
         'fft': (14200, 102, 5.33, 0.15),
         'fft_weight': (7780, 70, 8.95, 0.0423),
+        'fft_both': (26000, 135, 20, 0.43),
+        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
     },
     'portable': {
         'direct': (11700, 19.7, 0.247, 0.511, 0.928),
@@ -241,6 +287,10 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
         'shared_weight': (13400, 0, 0.235, 0.164, 7.62),
         'fft': (13200, 106, 4.34, 0.136),
         'fft_weight': (8080, 65.4, 6.59, 0.0824),
+        'fft_both': (26000, 135, 20, 0.43),
+        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
+        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
     },
     'torch': {
         'torch_fft': (60700, 376, 0.182),
@@ -265,42 +315,55 @@ def _expected(owner: str, name: str, problem: Problem) -> tuple[float, float]:
     return call, sum(cost * take for cost, take in zip(costs, takes, strict=True))
 
 
-def _candidates(
-    work: str,
+def _options(
+    passes: str,
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
     cells: int | None,
     instruction_set: str | None,
-) -> dict[str, tuple[float, float]]:
-    """What is expected of the backends that can be the fastest."""
-    suffix = '' if work == 'convolve' else '_weight'
-    others = BACKENDS[len(COMPILED) :]
-    expected = {}
-    if instruction_set is not None:
-        problem = Problem(x_shape, kernel, cells, LANES[instruction_set])
-        names = 'direct' if cells is None else 'shared', 'fft'
-        for backend, name in zip(COMPILED, names, strict=True):
-            expected[backend] = _expected(instruction_set, name + suffix, problem)
-        # torch's weight gradients and its own FFT never are; its NCHW convolution is,
-        # here and there, but takes three times as long in one process as in the next.
-        others = ('channels_last',) if work == 'convolve' and cells is None else ()
-    problem = Problem(x_shape, kernel, None, 1)
-    for backend in others:
-        expected[backend] = _expected('torch', backend + suffix, problem)
-    return expected
+) -> dict[tuple[str, ...], tuple[float, float]]:
+    """What is expected of the backends of the passes that can be the fastest."""
+
+    def of_pass(suffix: str) -> dict[str, tuple[float, float]]:
+        others = BACKENDS[len(COMPILED) :]
+        expected = {}
+        if instruction_set is not None:
+            names = 'direct' if cells is None else 'shared', *FOURIER
+            for backend, name in zip(COMPILED, names, strict=True):
+                expected[backend] = _expected(instruction_set, name + suffix, compiled)
+            # torch's weight gradients and its own FFT never are; its NCHW convolution
+            # is, here and there, but takes three times as long in one process as in the
+            # next.
+            others = () if suffix or cells else ('channels_last',)
+        for backend in others:
+            expected[backend] = _expected('torch', backend + suffix, dense)
+        return expected
+
+    compiled = Problem(x_shape, kernel, cells, LANES.get(instruction_set, 1))
+    dense = Problem(x_shape, kernel, None, 1)
+    options = {}
+    for choice in itertools.product(*(of_pass(s).items() for s in PASSES[passes])):
+        backends, costs = zip(*choice, strict=True)
+        options[backends] = tuple(map(sum, zip(*costs, strict=True)))
+    if passes == 'both' and instruction_set is not None:
+        for backend in FOURIER:
+            options[backend, backend] = _expected(
+                instruction_set, f'{backend}_both', compiled
+            )
+    return options
 
 
 @functools.lru_cache(maxsize=4096)
 def _cheapest(
-    work: str,
+    passes: str,
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
     cells: int | None,
     instruction_set: str | None,
-) -> str:
+) -> tuple[str, ...]:
     planes = Problem(x_shape, kernel, cells, 1).planes
-    candidates = _candidates(work, x_shape, kernel, cells, instruction_set)
-    return min(candidates, key=lambda b: candidates[b][0] + planes * candidates[b][1])
+    options = _options(passes, x_shape, kernel, cells, instruction_set)
+    return min(options, key=lambda chosen: options[chosen][0] + planes * options[chosen][1])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -312,16 +375,16 @@ def _leave_to_torch(
     instruction_set: str | None,
 ) -> bool:
     problem = Problem(x_shape, kernel, None, 1)
-    passes = ['convolve', *(['convolve', 'weight_grad'] if gradients else [])]
+    work = ['forward', *(['both'] if gradients else [])]
     native = ['native', *(['native_backward'] if gradients else [])]
     ours = sum(
         min(
             plane
-            for _, plane in _candidates(
-                work, x_shape, kernel, None, instruction_set
+            for _, plane in _options(
+                passes, x_shape, kernel, None, instruction_set
             ).values()
         )
-        for work in passes
+        for passes in work
     )
     torchs = sum(_expected('torch', name, problem)[1] for name in native)
     return _OPERATOR[gradients] + problem.planes / threads * (ours - torchs) > 0

@@ -18,7 +18,7 @@
 // Box sums are built by doubling (two 1s make a 2, two 2s a 4, ...), which needs
 // log2(K) additions a pixel and, unlike differences of prefix sums, cancels nothing.
 
-#include "simd.h"
+#include "boxes.h"
 
 namespace pelk {
 namespace PELK_ISA {
@@ -30,13 +30,6 @@ constexpr int kMaxVectors = 6;
 constexpr int64_t kRestart = 64;
 // A strip's live rows should stay in the first-level cache.
 constexpr int64_t kStripWidth = 128;
-
-// Rows are short: a loop beats a call into the C library.
-void clear(float* to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, Vec{});
-  for (; i < n; ++i) to[i] = 0.0f;
-}
 
 // ---------------------------------------------------------------- register tiles
 
@@ -276,32 +269,6 @@ void read_line(float* line, const Plane& x, int64_t row, const Strip& strip,
   read(to, x.data, row * x.width + begin, end - begin, x.type, add);
 }
 
-// Box sums along `count` rows; each row's levels lie `line` floats apart, the rows as
-// many levels. Level by level, because a load that straddles two fresh stores stalls.
-void sum_along(float* lines, int64_t line, int64_t count, const Axis& axis) {
-  const int64_t row_step = (axis.level_count + 1) * line;
-  for (int q = 0; q < axis.level_count; ++q) {
-    const Level level = axis.levels[q];
-    for (int64_t r = 0; r < count; ++r) {
-      const float* first = lines + r * row_step + level.first * line;
-      const float* second = lines + r * row_step + level.second * line + level.shift;
-      float* to = lines + r * row_step + (q + 1) * line;
-      for (int64_t i = 0; i <= line - level.size; i += kLanes)
-        store(to + i, load(first + i) + load(second + i));
-    }
-  }
-}
-
-// The cells whose taps touch [0, size) from somewhere in [first, last].
-void cells_in_reach(const Axis& axis, int64_t first, int64_t last, int64_t size,
-                    int32_t* begin, int32_t* end) {
-  int32_t b = 0, e = axis.cells;
-  while (b < e && last + axis.start[b + 1] - 1 - axis.radius < 0) ++b;
-  while (e > b && first + axis.start[e - 1] - axis.radius >= size) --e;
-  *begin = b;
-  *end = e;
-}
-
 // Of every vector of a strip, the cells that can be other than zero.
 struct Reach {
   int32_t* begin;
@@ -396,7 +363,7 @@ void convolve_by_gathering(const Axis& rows, const Axis& cols, const Plane& x,
       scratch.rows[i] = inside ? scratch.line[i] : nullptr;
       if (!inside) continue;
       read_line(scratch.line[i], x, row, strip, cols.radius, false);
-      sum_along(scratch.line[i], strip.line, 1, cols);
+      sum_along(scratch.line[i], strip.line, 1, cols, 0, strip.line);
     }
     for (int v = 0; v < vectors;) {
       const int tile = smaller(vectors - v, kGatherVectors);
@@ -489,7 +456,7 @@ void convolve_by_differences(const Axis& rows, const Axis& cols, const Plane& x,
       if (begin >= end) continue;
       for (int64_t r = begin; r < end; ++r)
         read_line(scratch.lines, x, r, strip, cols.radius, r > begin);
-      sum_along(scratch.lines, strip.line, 1, cols);
+      sum_along(scratch.lines, strip.line, 1, cols, 0, strip.line);
       mix_row(&scratch.sum, 1, scratch.in, weight + a * int64_t(cols.cells), 1, strip,
               scratch.reach);
     }
@@ -522,7 +489,7 @@ void convolve_by_differences(const Axis& rows, const Axis& cols, const Plane& x,
     const int64_t count = smaller(kSourceRows, height - top);
     for (int64_t i = 0; i < count; ++i)
       read_line(scratch.lines + i * line_step, x, top + i, strip, cols.radius, false);
-    sum_along(scratch.lines, strip.line, count, cols);
+    sum_along(scratch.lines, strip.line, count, cols, 0, strip.line);
     for (int64_t r = top; r < top + count; ++r) {
       const int64_t reach = r + 1 + rows.radius;
       while (j0 < edges && reach - rows.start[j0] >= height) ++j0;
@@ -653,7 +620,7 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
         for (int64_t i = 0; i < count; ++i) {
           read_line(scratch.lines + i * line_step, x, r + i, strip, cols.radius, false);
         }
-        sum_along(scratch.lines, strip.line, count, cols);
+        sum_along(scratch.lines, strip.line, count, cols, 0, strip.line);
         // Cell a of source row r met the output rows r + radius - (its taps).
         int a0 = 0, a1 = rows.cells;
         while (a0 < a1 && r + rows.radius - (rows.start[a0 + 1] - 1) >= height) ++a0;
@@ -691,10 +658,9 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
 
 }  // namespace
 
-extern const Kernels kernels = {convolve_scratch,    weight_grad_scratch,
-                                strip_count,         convolve,
-                                weight_grad,         fourier_scratch,
-                                fourier_convolve,    fourier_gradients};
+extern const Kernels kernels = {convolve_scratch, weight_grad_scratch, strip_count,
+                                convolve,         weight_grad,         &plane_kernels,
+                                &column_kernels,  &transpose_kernel};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

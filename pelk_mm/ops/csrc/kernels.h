@@ -48,10 +48,27 @@ struct Transform {
 };
 
 // Lengths down and along a plane: even, of factors 2, 3 and 5, at least the plane's size
-// and half the kernel's.
+// and half the kernel's. Transforms of columns alone leave `along` empty.
 struct Fourier {
   Transform down, along;
 };
+
+// Convolutions by Fourier transforms, a channel of all images at a time.
+struct FourierKernels {
+  size_t (*scratch)(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                    int64_t width);
+  void (*convolve)(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                   const Images& x, const float* weight, float bias, const Images& y,
+                   void* scratch);
+  // Of the two results, the one that is not wanted is null.
+  void (*gradients)(const Fourier& fourier, const Axis& rows, const Axis& cols,
+                    const Images& x, const Images& grad, const float* weight,
+                    const Images* grad_x, float* grad_weight, void* scratch);
+};
+
+// to[j][i] = from[i][j]; steps in elements.
+using TransposeBlock = void (*)(const void* from, int64_t from_step, void* to,
+                                int64_t to_step, int64_t rows, int64_t cols, Type type);
 
 struct Kernels {
   // Bytes of scratch memory that one thread needs.
@@ -69,15 +86,8 @@ struct Kernels {
   void (*weight_grad)(const Axis& rows, const Axis& cols, const Plane& x,
                       const Plane& grad, double* sums, void* scratch);
 
-  // The same by Fourier transforms, a channel of all images at a time.
-  size_t (*fourier_scratch)(const Fourier& fourier, const Axis& rows, const Axis& cols);
-  void (*fourier_convolve)(const Fourier& fourier, const Axis& rows, const Axis& cols,
-                           const Images& x, const float* weight, float bias,
-                           const Images& y, void* scratch);
-  // Of the two results, the one that is not wanted is null.
-  void (*fourier_gradients)(const Fourier& fourier, const Axis& rows, const Axis& cols,
-                            const Images& x, const Images& grad, const float* weight,
-                            const Images* grad_x, float* grad_weight, void* scratch);
+  const FourierKernels *planes, *columns;
+  const TransposeBlock* transpose;
 };
 
 namespace portable {
@@ -93,16 +103,11 @@ extern const Kernels kernels;
 #endif
 
 #ifdef PELK_ISA
-// Of fourier.cpp, for the table in direct.cpp.
+// Of the other files, for the table in direct.cpp.
 namespace PELK_ISA {
-size_t fourier_scratch(const Fourier& fourier, const Axis& rows, const Axis& cols);
-void fourier_convolve(const Fourier& fourier, const Axis& rows, const Axis& cols,
-                      const Images& x, const float* weight, float bias, const Images& y,
-                      void* scratch);
-void fourier_gradients(const Fourier& fourier, const Axis& rows, const Axis& cols,
-                       const Images& x, const Images& grad, const float* weight,
-                       const Images* grad_x, float* grad_weight, void* scratch);
-}  // namespace PELK_ISA
+extern const FourierKernels plane_kernels, column_kernels;
+extern const TransposeBlock transpose_kernel;
+}
 #endif
 
 }  // namespace pelk

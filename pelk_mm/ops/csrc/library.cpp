@@ -114,8 +114,11 @@ const TransformPlan& transform_plan(int32_t length) {
   return plans.try_emplace(length, length).first->second;
 }
 
-Fourier fourier_of(int32_t down, int32_t along) {
-  return {transform_plan(down).transform(), transform_plan(along).transform()};
+// The transform of a plane's axis; the input lies the kernel's reach from the origin.
+Transform transform_of(int32_t length, int64_t size, const Axis& axis) {
+  const int64_t reach = axis.radius < size ? axis.radius : size - 1;
+  if (length % 2 || length < size + reach) throw std::invalid_argument("length");
+  return transform_plan(length).transform();
 }
 
 // Memory that a thread keeps between calls, so that small calls do not fault its pages
@@ -228,7 +231,7 @@ struct PelkTensor {
 struct PelkJob {
   int32_t version, threads, type;
   int32_t row_cells, col_cells;
-  int32_t down, along;  // lengths of Fourier transforms, or 0 for direct sums
+  int32_t down, along;  // lengths of Fourier transforms; 0 sums directly, both or along
   const int32_t *row_grid, *col_grid;
   int64_t batch, channels, height, width;
   pelk::Parallel parallel;
@@ -268,6 +271,15 @@ struct Call {
         cells(int64_t(job->row_cells) * job->col_cells),
         kernels(pelk::versions[job->version].kernels) {}
   Call(const Call&) = delete;
+
+  pelk::Fourier fourier(const PelkJob* job) const {
+    return {pelk::transform_of(job->down, job->height, rows),
+            job->along ? pelk::transform_of(job->along, job->width, cols)
+                       : pelk::Transform{}};
+  }
+  const pelk::FourierKernels& fourier_kernels(const PelkJob* job) const {
+    return job->along ? *kernels->planes : *kernels->columns;
+  }
 };
 
 static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int64_t c) {
@@ -279,21 +291,22 @@ static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int6
 }
 
 // y (contiguous) = convolution of x with `weight`, (C, row_cells, col_cells) floats.
-// Returns 0, or 1 when memory runs out.
+// Returns 0, 1 when memory runs out, or 2 for lengths that cannot serve.
 PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const float* weight,
                   const float* bias, char* y) try {
   const Call call(job);
   const int64_t size = pelk::element_size(job->type);
   const int64_t plane_size = job->height * job->width * size;
   if (job->down) {
-    const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
-    const size_t bytes = call.kernels->fourier_scratch(fourier, call.rows, call.cols);
+    const pelk::Fourier fourier = call.fourier(job);
+    const pelk::FourierKernels& kernels = call.fourier_kernels(job);
+    const size_t bytes = kernels.scratch(fourier, call.rows, call.cols, job->width);
     const PelkTensor out = contiguous(job, y);
     // A channel is one item: its kernel is transformed once.
     return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
-      call.kernels->fourier_convolve(
-          fourier, call.rows, call.cols, images_of(job, x, c), weight + c * call.cells,
-          bias ? bias[c] : 0.0f, images_of(job, &out, c), pelk::Scratch::get(bytes));
+      kernels.convolve(fourier, call.rows, call.cols, images_of(job, x, c),
+                       weight + c * call.cells, bias ? bias[c] : 0.0f,
+                       images_of(job, &out, c), pelk::Scratch::get(bytes));
     });
   }
   const int64_t strips = call.kernels->strips(job->width);
@@ -311,6 +324,8 @@ PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const flo
       });
 } catch (const std::bad_alloc&) {
   return 1;
+} catch (const std::invalid_argument&) {
+  return 2;
 }
 
 // result (C, row_cells, col_cells) = gradient to the weights of pelk_convolve.
@@ -340,18 +355,49 @@ PELK_EXPORT int pelk_fourier_gradients(const PelkJob* job, const PelkTensor* x,
                                        const PelkTensor* grad, const float* weight,
                                        char* grad_x, float* grad_weight) try {
   const Call call(job);
-  const pelk::Fourier fourier = pelk::fourier_of(job->down, job->along);
-  const size_t bytes = call.kernels->fourier_scratch(fourier, call.rows, call.cols);
+  const pelk::Fourier fourier = call.fourier(job);
+  const pelk::FourierKernels& kernels = call.fourier_kernels(job);
+  const size_t bytes = kernels.scratch(fourier, call.rows, call.cols, job->width);
   const PelkTensor out = contiguous(job, grad_x);
   return pelk::run(job->channels, job->threads, job->parallel, [&](int64_t c) {
     const pelk::Images images = images_of(job, &out, c);
-    call.kernels->fourier_gradients(
+    kernels.gradients(
         fourier, call.rows, call.cols, images_of(job, x, c), images_of(job, grad, c),
         grad_x ? weight + c * call.cells : nullptr, grad_x ? &images : nullptr,
         grad_weight ? grad_weight + c * call.cells : nullptr, pelk::Scratch::get(bytes));
   });
 } catch (const std::bad_alloc&) {
   return 1;
+} catch (const std::invalid_argument&) {
+  return 2;
+}
+
+// A batch of matrices in memory; strides in elements.
+struct PelkMatrices {
+  const char* data;
+  int64_t batch_stride, row_stride;
+};
+
+// to[n][j][i] = from[n][i][j] for `rows` rows and `cols` columns of `from`. Of the job, the
+// version, threads, type and batch count.
+PELK_EXPORT int pelk_transpose(const PelkJob* job, const PelkMatrices* from,
+                               const PelkMatrices* to, int64_t rows, int64_t cols) {
+  constexpr int64_t kBlock = 128;  // several lines of the cache each way
+  const auto transpose = *pelk::versions[job->version].kernels->transpose;
+  const int64_t size = pelk::element_size(job->type);
+  const int64_t down = (rows + kBlock - 1) / kBlock, along = (cols + kBlock - 1) / kBlock;
+  return pelk::run(
+      job->batch * down * along, job->threads, job->parallel, [&](int64_t item) {
+        const int64_t n = item / (down * along);
+        const int64_t i = item / along % down * kBlock, j = item % along * kBlock;
+        transpose(
+            from->data + (n * from->batch_stride + i * from->row_stride + j) * size,
+            from->row_stride,
+            const_cast<char*>(to->data) +
+                (n * to->batch_stride + j * to->row_stride + i) * size,
+            to->row_stride, rows - i < kBlock ? rows - i : kBlock,
+            cols - j < kBlock ? cols - j : kBlock, pelk::Type(job->type));
+      });
 }
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 #include "kernels.h"
 
 #include <cstring>
+#include <utility>
 
 #ifndef PELK_LANES
 #error "PELK_LANES, PELK_REGISTERS and PELK_ISA come from setup.py"
@@ -20,8 +21,21 @@ constexpr int kLanes = PELK_LANES;
 using Vec = float __attribute__((vector_size(kLanes * 4)));
 using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
+using Picks = int32_t __attribute__((vector_size(kLanes * 4)));
+
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
+
+// Has a vector that is used more than once loaded once: GCC would load it for each use,
+// which for one that straddles two lines of the cache takes as long as the arithmetic.
+inline Vec once(Vec v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
 
 // A number that is known when a tile is compiled.
 template <int value>
@@ -32,6 +46,34 @@ struct Constant {
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---------------------------------------------------------------- transposition
+
+#ifdef __clang__
+#define PELK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PELK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Picks{__VA_ARGS__})
+#endif
+
+// Exchanges the blocks beside the diagonal of a 2 x 2 matrix of kStep x kStep blocks.
+template <int kStep, int... lane>
+inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, lane...>) {
+  const Vec low = PELK_SHUFFLE(a, b, (lane & kStep ? lane - kStep + kLanes : lane)...);
+  b = PELK_SHUFFLE(a, b, (lane & kStep ? lane + kLanes : lane + kStep)...);
+  a = low;
+}
+
+template <int kStep>
+inline void transpose(Vec* tile) {
+  if constexpr (kStep < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (!(i & kStep))
+        exchange<kStep>(tile[i], tile[i + kStep],
+                        std::make_integer_sequence<int, kLanes>());
+    transpose<2 * kStep>(tile);
+  }
+}
 
 // ---------------------------------------------------------------- element types
 
@@ -90,7 +132,7 @@ inline void copy(float* to, const float* from, int64_t n, float bias) {
 }
 
 // Copies n elements of a plane to floats; with `add`, adds them.
-void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
+inline void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
   if (type == kFloat32) {
     const float* from = static_cast<const float*>(data) + at;
     if (add)
@@ -109,7 +151,7 @@ void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool ad
   }
 }
 
-void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
+inline void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
   if (type == kFloat32) {
     copy(static_cast<float*>(data) + at, from, n, bias);
     return;

@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
 # Compiled once an instruction set.
-KERNEL_FILES = ('direct', 'fourier', 'columns', 'layout')
+KERNEL_FILES = ('direct', 'fourier', 'columns', 'pixels', 'layout')
 
 # One entry an instruction set: its namespace in csrc/kernels.h, floats a vector, vector
 # registers, compiler flags.

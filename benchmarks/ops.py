@@ -250,7 +250,10 @@ def floors(seconds: float) -> None:
     Counted are, per pixel and channel, the k'(k' + 1) multiply-adds of box sums forward
     and the k'^2 of the weight gradient, and of Fourier transforms the usual
     5 n log2(n) additions and multiplications of n complex points, half of that for real
-    ones, and 6 a product of two spectra, as if each took an instruction.
+    ones, and 6 a product of two spectra. With transforms down the columns alone, a
+    frequency takes two additions a column and distinct cell size, and four
+    multiply-adds a column and cell forward, eight for both gradients. Each counts as an
+    instruction.
 
     Args:
         seconds: Time to spend on a line, about.
@@ -269,6 +272,11 @@ def floors(seconds: float) -> None:
         points = lengths[0] * lengths[1]
         transform = 2.5 * points * math.log2(points) / pixels
         product = 3 * points / pixels
+        down = lengths[0]
+        column = 2.5 * down * math.log2(down) / shape[2]
+        shared = cells / shape[3] / shape[0]  # of the kernel's columns, over the batch
+        frequencies = (down / 2 + 1) / shape[2]
+        boxes = 2 * (len(set(grid(taps))) - 1) * frequencies
         arguments = (grad, weight, grid(taps))
         for name, operations, work in (
             (
@@ -290,6 +298,16 @@ def floors(seconds: float) -> None:
                 'Fourier, both gradients',
                 (3 + 2 / shape[0]) * transform + 2 * product,
                 lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'fft'),
+            ),
+            (
+                'Fourier down, box sums along, forward',
+                (2 + shared) * column + boxes + 4 * cells * frequencies,
+                lambda a=arguments: dispatch._convolve('column_fft', *a, None),
+            ),
+            (
+                'Fourier down, box sums along, both gradients',
+                (3 + 2 * shared) * column + boxes + 8 * cells * frequencies,
+                lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'column_fft'),
             ),
         ):
             times = []

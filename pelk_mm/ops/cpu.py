@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: Floats of a vector by instruction set.
+LANES = {'avx512': 16, 'avx2': 8, 'portable': 4}
 ENVIRONMENT_VARIABLE = 'PELK_MM_ISA'
 
 
@@ -150,65 +153,40 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def planes(x: Tensor) -> Tensor:
-    """The same values with dense planes, at any distance from each other.
+def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
+    """The same values in a layout.
 
     Args:
         x: Feature map of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
+        wanted: contiguous_format for dense planes at any distance from each other, or
+            channels_last for pixels at any one distance from the next.
 
     Returns:
-        `x` itself where its planes are dense, else a contiguous copy.
+        `x` itself where it is so, else a copy.
     """
-    if _has_dense_planes(x):
+    found = memory_format(x)
+    if found == wanted and (found == torch.channels_last or _has_dense_planes(x)):
         return x
-    if memory_format(x) == torch.contiguous_format or not x.numel():
-        return x.contiguous()
-    batch, channels, height, width = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype)
-    _transpose(
-        x,
-        _Matrices(x.data_ptr(), x.stride(0), x.stride(3)),
-        _Matrices(out.data_ptr(), out.stride(0), height * width),
-        (height * width, channels),
-    )
-    return out
-
-
-def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
-    """Bring what the kernels computed into the layout of their input.
-
-    Args:
-        x: Contiguous feature map of shape (N, C, H, W), of a dtype in `DTYPES`.
-        wanted: What `memory_format` returned for the input.
-
-    Returns:
-        The same values in that layout.
-    """
-    if wanted == torch.contiguous_format or not x.numel():
-        return x
-    batch, channels, height, width = x.shape
+    if not x.numel() or not (found == torch.channels_last or _has_dense_planes(x)):
+        return x.contiguous(memory_format=wanted)
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     out = torch.empty(x.shape, dtype=x.dtype, memory_format=wanted)
-    _transpose(
-        x,
-        _Matrices(x.data_ptr(), x.stride(0), height * width),
-        _Matrices(out.data_ptr(), out.stride(0), channels),
-        (channels, height * width),
-    )
-    return out
-
-
-def _transpose(
-    x: Tensor, source: _Matrices, target: _Matrices, size: tuple[int, int]
-) -> None:
+    size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
     job, _grids = _job(x, (), ())
     _check(
         _library().pelk_transpose(
             ctypes.byref(job),
-            ctypes.byref(source),
-            ctypes.byref(target),
+            ctypes.byref(_matrices(x, found)),
+            ctypes.byref(_matrices(out, wanted)),
             *map(ctypes.c_int64, size),
         )
     )
+    return out
+
+
+def _matrices(x: Tensor, layout: torch.memory_format) -> _Matrices:
+    row_stride = x.stride(3) if layout == torch.channels_last else x.stride(1)
+    return _Matrices(x.data_ptr(), x.stride(0), row_stride)
 
 
 def _describe(x: Tensor) -> _Tensor:
@@ -256,8 +234,8 @@ def _check(status: int) -> None:
         raise MemoryError('the CPU kernels found no memory for their rows')
     if status:
         raise ValueError(
-            'the lengths of the Fourier transforms must be even, of factors 2, 3 and 5, '
-            "and at least the map's size and half the kernel's; take fft.lengths()"
+            'the lengths of the Fourier transforms must be even, of factors 2, 3 and '
+            "5, and at least the map's size and half the kernel's; take fft.lengths()"
         )
 
 
@@ -289,7 +267,7 @@ def convolve(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    x = planes(x)
+    x = in_format(x, torch.contiguous_format)
     weight = weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
     job, _grids = _job(x, row_grid, col_grid, lengths)
@@ -323,7 +301,8 @@ def weight_grad(
     if not x.numel():
         return torch.zeros(shape, dtype=torch.float32, device=x.device)
     out = torch.empty(shape, dtype=torch.float32, device=x.device)
-    x, grad = planes(x), planes(grad)
+    x = in_format(x, torch.contiguous_format)
+    grad = in_format(grad, torch.contiguous_format)
     job, _grids = _job(x, row_grid, col_grid)
     _check(
         _library().pelk_weight_grad(
@@ -334,6 +313,84 @@ def weight_grad(
         )
     )
     return out
+
+
+def _pixel_job(x: Tensor, kernel: tuple[int, int]) -> _Job:
+    job, _ = _job(x, (), ())
+    job.row_cells, job.col_cells = kernel
+    return job
+
+
+def _fill_vector(x: Tensor) -> Tensor:
+    """Adds channels of zeros until there is a vector of them, in channels_last."""
+    missing = LANES[instruction_set()] - x.shape[1]
+    if missing > 0:
+        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+    return in_format(x, torch.channels_last)
+
+
+def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve every channel with a dense kernel, in channels_last by direct sums.
+
+    Args:
+        x: Input of shape (N, C, H, W), on the CPU, float32.
+        weight: Kernels of shape (C, kh, kw), odd.
+        bias: Optional bias of shape (C,).
+
+    Returns:
+        Output of shape (N, C, H, W), channels_last.
+    """
+    channels, *kernel = weight.shape
+    if not x.numel():
+        return torch.empty_like(x, memory_format=torch.channels_last)
+    wide = _fill_vector(x)
+    if wide.shape[1] > channels:
+        more = wide.shape[1] - channels
+        weight = F.pad(weight, (0, 0, 0, 0, 0, more))
+        bias = None if bias is None else F.pad(bias, (0, more))
+    out = torch.empty(wide.shape, dtype=x.dtype, memory_format=torch.channels_last)
+    weight = weight.float().permute(1, 2, 0).contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    job = _pixel_job(wide, kernel)
+    _check(
+        _library().pelk_convolve_pixels(
+            ctypes.byref(job),
+            ctypes.byref(_matrices(wide, torch.channels_last)),
+            _address(weight),
+            _address(bias),
+            ctypes.byref(_matrices(out, torch.channels_last)),
+        )
+    )
+    if wide.shape[1] > channels:
+        return out[:, :channels].contiguous(memory_format=torch.channels_last)
+    return out
+
+
+def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Gradient of `convolve_pixels` to its kernels.
+
+    Args:
+        x: Input of shape (N, C, H, W), on the CPU, float32.
+        grad: Gradient to the output, of the same shape and dtype.
+        kernel: Size (kh, kw) of the kernels, odd.
+
+    Returns:
+        Gradient of shape (C, kh, kw), float32.
+    """
+    channels = x.shape[1]
+    x, grad = _fill_vector(x), _fill_vector(grad)
+    out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32)
+    if x.numel():
+        job = _pixel_job(x, kernel)
+        _check(
+            _library().pelk_weight_grad_pixels(
+                ctypes.byref(job),
+                ctypes.byref(_matrices(x, torch.channels_last)),
+                ctypes.byref(_matrices(grad, torch.channels_last)),
+                _address(out),
+            )
+        )
+    return out.permute(2, 0, 1)[:channels]
 
 
 def fourier_gradients(
@@ -372,9 +429,9 @@ def fourier_gradients(
             dtype=torch.float32,
             device=grad.device,
         )
-        x = planes(x)
+        x = in_format(x, torch.contiguous_format)
     if grad.numel():
-        grad = planes(grad)
+        grad = in_format(grad, torch.contiguous_format)
         job, _grids = _job(grad, row_grid, col_grid, lengths)
         _check(
             _library().pelk_fourier_gradients(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
@@ -103,30 +104,12 @@ def _by_reference(x: Tensor) -> bool:
     )
 
 
-def _is_for_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, int]
-) -> bool:
-    """Whether torch's own operator serves better: ours costs more than it saves."""
-    if (
-        x.dtype != torch.float32
-        or x.device.type != 'cpu'
-        or torch.compiler.is_compiling()
-        or torch.onnx.is_in_onnx_export()
-        # Counters and tracers see one operator whatever the size; torch's formula for
-        # the gradients of a depthwise convolution counts too much.
-        or is_in_torch_dispatch_mode()
-        or _under_autocast(x)
-        # torch has no batching rule for the layout that its operator is called in.
-        or torch._C._functorch.maybe_current_level() is not None
-    ):
-        return False
-    gradients = torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of a call, in order to refuse forward mode too."""
+    return forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
     )
-    threads = torch.get_num_threads()
-    return selection.leave_to_torch(x.shape, kernel, gradients, threads)
 
 
 def _is_observed(*tensors: Tensor | None) -> bool:
@@ -137,6 +120,7 @@ def _is_observed(*tensors: Tensor | None) -> bool:
     """
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or is_in_torch_dispatch_mode()
         or torch._C._functorch.maybe_current_level() is not None
         or torch.autograd._profiler_enabled()
@@ -166,9 +150,12 @@ def _run(
         if sharing_grid is not None:
             return reference.peripheral_conv2d(x, weight, sharing_grid, bias)
         return reference.depthwise_conv2d(x, weight, bias)
-    call = getattr(torch.ops.pelk_mm, operator)
-    if not _is_observed(x, weight, bias):
+    if _is_observed(x, weight, bias):
+        call = getattr(torch.ops.pelk_mm, operator)
+    elif _needs_grad(x, weight, bias):
         call = _functions[operator].apply
+    else:
+        call = _forward_cpu
     return call(x, weight, sharing_grid, bias, backend)
 
 
@@ -189,15 +176,14 @@ def depthwise_conv2d(
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
-        backend: 'direct', 'fft' or 'column_fft' (the compiled kernels: sums, Fourier
-            transforms, or transforms down and sums along), 'torch_fft', or
-            'channels_last' or 'nchw' (torch's convolution in either layout). By
-            default what the environment variable `PELK_MM_CONV` says, else the
-            expected fastest.
+        backend: 'direct', 'pixels', 'fft' or 'column_fft' (the compiled kernels: sums
+            over planes or over channels_last maps, Fourier transforms, or transforms
+            down and sums along), 'torch_fft', or 'channels_last' or 'nchw' (torch's
+            convolution in either layout). By default what the environment variable
+            `PELK_MM_CONV` says, else the expected fastest.
 
     Returns:
-        Output of shape (N, C, H, W); contiguous, but channels_last for small maps,
-        which torch's convolution takes.
+        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, a kernel size is
@@ -209,10 +195,6 @@ def depthwise_conv2d(
             f'kernels of {weight.shape[1]} x {weight.shape[2]} have no centre; pad '
             'them to odd sizes'
         )
-    if backend is None:
-        kernel = _reach(x.shape, weight, None)
-        if _is_for_torch(x, weight, bias, kernel):
-            return reference.depthwise_conv2d(x, _dense(weight, None, kernel), bias)
     return _run('depthwise_conv2d', x, weight, None, bias, backend)
 
 
@@ -238,10 +220,11 @@ def peripheral_conv2d(
         sharing_grid: Cell sizes along either axis, k' of them; their sum K, the
             kernel size, is odd.
         bias: Optional bias of shape (C,).
-        backend: As for `depthwise_conv2d`; 'direct' is by box sums.
+        backend: As for `depthwise_conv2d`; 'direct' is by box sums, and 'pixels' and
+            torch's convolutions expand the kernel.
 
     Returns:
-        Output of shape (N, C, H, W).
+        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, the grid is not
@@ -314,6 +297,10 @@ def _lengths(
     return down, along if backend == 'fft' else 0
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    return cpu.memory_format(x) == torch.channels_last
+
+
 def _without_autocast() -> contextlib.AbstractContextManager:
     """Turn autocast off where it is on; to turn it off always costs microseconds."""
     if torch.is_autocast_enabled('cpu'):
@@ -328,16 +315,19 @@ def _convolve(
     sharing_grid: list[int] | None,
     bias: Tensor | None,
 ) -> Tensor:
-    kernel = _reach(x.shape, weight, sharing_grid)
+    kernel, layout = _reach(x.shape, weight, sharing_grid), cpu.memory_format(x)
+    if backend == 'pixels':
+        weight = _dense(weight, sharing_grid, kernel)
+        out = cpu.convolve_pixels(x.float(), weight, bias)
+        return cpu.in_format(out.to(x.dtype), layout)
     if backend in selection.COMPILED:
         if sharing_grid is None:
             weight = _dense(weight, None, kernel)
         lengths = _lengths(backend, x.shape, kernel)
-        cells = _cells(kernel, sharing_grid)
-        out = cpu.convolve(cpu.planes(x), weight, bias, *cells, lengths)
-        return cpu.in_format(out, cpu.memory_format(x))
+        out = cpu.convolve(x, weight, bias, *_cells(kernel, sharing_grid), lengths)
+        return cpu.in_format(out, layout)
     if not x.numel():
-        return torch.empty(x.shape, dtype=x.dtype)
+        return torch.empty_like(x, memory_format=layout)
     wide, weight = x.float(), _dense(weight, sharing_grid, kernel).float()
     bias = None if bias is None else bias.float()
     if backend == 'torch_fft':
@@ -353,7 +343,7 @@ def _convolve(
                 padding=(kernel[0] // 2, kernel[1] // 2),
                 groups=x.shape[1],
             )
-    return out.to(x.dtype, memory_format=cpu.memory_format(x))
+    return out.to(x.dtype, memory_format=layout)
 
 
 def _weight_grad(
@@ -367,6 +357,9 @@ def _weight_grad(
     if backend == 'direct':
         result = cpu.weight_grad(x, grad, *_cells(kernel, sharing_grid))
         return _share(result, weight, sharing_grid)
+    if backend == 'pixels':
+        dense = cpu.weight_grad_pixels(x.float(), grad.float(), kernel)
+        return _share(dense, weight, sharing_grid)
     if not x.numel():
         return torch.zeros(weight.shape, dtype=torch.float32)
     x, grad = x.float(), grad.float()
@@ -398,7 +391,8 @@ def _forward_cpu(
     backend: str | None,
 ) -> Tensor:
     kernel = _reach(x.shape, weight, sharing_grid)
-    (chosen,) = selection.choose(backend, 'forward', x.shape, kernel, sharing_grid)
+    problem = x.shape, kernel, sharing_grid, _is_channels_last(x)
+    (chosen,) = selection.choose(backend, 'forward', *problem)
     return _convolve(chosen, x, weight, sharing_grid, bias)
 
 
@@ -415,7 +409,7 @@ def _backward_cpu(
     What is not wanted is empty.
     """
     kernel = _reach(grad.shape, weight, sharing_grid)
-    problem = (grad.shape, kernel, sharing_grid)
+    problem = grad.shape, kernel, sharing_grid, _is_channels_last(grad)
     for_x = for_weight = None
     if needs_x and x is not None:
         for_x, for_weight = selection.choose(backend, 'both', *problem)
@@ -429,8 +423,8 @@ def _backward_cpu(
             continue
         shared = weight if sharing_grid is not None else _dense(weight, None, kernel)
         by_fourier = cpu.fourier_gradients(
-            cpu.planes(x) if for_weight == method else None,
-            cpu.planes(grad),
+            x if for_weight == method else None,
+            grad,
             shared if for_x == method else None,
             *_cells(kernel, sharing_grid),
             _lengths(method, grad.shape, kernel),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from . import cpu, fft
 
 FOURIER = ('fft', 'column_fft')  # compiled, both gradients at once
-COMPILED = ('direct', *FOURIER)
+COMPILED = ('direct', 'pixels', *FOURIER)
 BACKENDS = (*COMPILED, 'torch_fft', 'channels_last', 'nchw')
 #: What a call computes, and of each of its passes the suffix of its costs' names.
 PASSES = {
@@ -56,6 +56,7 @@ def choose(
     x_shape: Sequence[int],
     kernel: tuple[int, int],
     sharing_grid: Sequence[int] | None = None,
+    channels_last: bool = False,
 ) -> tuple[str, ...]:
     """Choose the backends of a call.
 
@@ -65,6 +66,7 @@ def choose(
         x_shape: Shape (N, C, H, W) of the input.
         kernel: Size (kh, kw) of the kernels, no more than the map can meet.
         sharing_grid: Cell sizes of peripheral kernels; None for dense ones.
+        channels_last: Whether the maps are in that layout.
 
     Returns:
         Of each pass the backend asked for by the argument, else by `PELK_MM_CONV`, else
@@ -84,29 +86,9 @@ def choose(
     if backend is not None:
         return (backend,) * len(PASSES[passes])
     cells = None if sharing_grid is None else len(sharing_grid)
-    return _cheapest(passes, tuple(x_shape), kernel, cells, cpu.instruction_set())
-
-
-def leave_to_torch(
-    x_shape: tuple[int, ...], kernel: tuple[int, int], gradients: bool, threads: int
-) -> bool:
-    """Decide whether torch's own operator is faster than ours with all around it.
-
-    On small maps vectors of channels are fuller than vectors of columns, and the
-    microseconds that an operator in Python takes show.
-
-    Args:
-        x_shape: Shape (N, C, H, W) of the input.
-        kernel: Size (kh, kw) of the kernels, no more than the map can meet.
-        gradients: Whether there will be a backward pass.
-        threads: Threads that share the work.
-
-    Returns:
-        Whether to call torch's convolution, in channels_last.
-    """
-    if 0 in x_shape or os.environ.get(ENVIRONMENT_VARIABLE):
-        return False
-    return _leave_to_torch(x_shape, kernel, gradients, threads, cpu.instruction_set())
+    return _cheapest(
+        passes, tuple(x_shape), kernel, cells, channels_last, cpu.instruction_set()
+    )
 
 
 class Problem(NamedTuple):
@@ -167,6 +149,23 @@ def _direct(problem: Problem) -> tuple[float, ...]:
     return 1 / problem.planes, height, vectors * rows * across, vectors * rows, taps
 
 
+def _pixels(problem: Problem) -> tuple[float, ...]:
+    channels = max(1, problem.shape[1])
+    full = math.ceil(channels / problem.lanes) * problem.lanes / channels
+    groups = math.ceil(problem.kernel[1] / 5)
+    return (
+        1 / problem.planes,
+        full * problem.size[0] * groups,
+        full * problem.pixels * groups,
+        full * problem.products,
+        full * problem.kernel[0] * problem.kernel[1] / max(1, problem.shape[0]),
+    )
+
+
+def _transpose(problem: Problem) -> tuple[float, ...]:
+    return 1 / problem.planes, 1, problem.pixels
+
+
 def _points(problem: Problem, width: int) -> tuple[int, int]:
     """Vectors of points that a plane `width` wide has down and along."""
     down, along = fft.lengths(problem.shape, problem.kernel)
@@ -185,7 +184,7 @@ def _fft(problem: Problem) -> tuple[float, ...]:
 
 def _column_fft(problem: Problem) -> tuple[float, ...]:
     batch = max(1, problem.shape[0])
-    (height, width), (taps, cells) = problem.size, problem.kernel
+    width, (taps, cells) = problem.size[1], problem.kernel
     levels = 0.0
     if problem.cells is not None:
         levels = math.log2(cells)
@@ -234,6 +233,8 @@ FEATURES: dict[str, Callable[[Problem], tuple[float, ...]]] = {
     'direct_weight': _direct,
     'shared': _direct,
     'shared_weight': _direct,
+    'pixels': _pixels,
+    'pixels_weight': _pixels,
     'fft': _fft,
     'fft_weight': _fft,
     'fft_both': _fft,
@@ -246,67 +247,66 @@ FEATURES: dict[str, Callable[[Problem], tuple[float, ...]]] = {
     'channels_last_weight': _nchw,
     'nchw': _nchw,
     'nchw_weight': _nchw,
-    'native': _channels_last,
-    'native_backward': _nchw,
+    'transpose': _transpose,
 }
-
-#: Floats of a vector by instruction set.
-LANES = {'avx512': 16, 'avx2': 8, 'portable': 4}
 
 # Nanoseconds, as `benchmarks/selection.py` fits them: of a call, then of what a plane
 # takes on one thread. Only their ratios matter.
 _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
     'avx512': {
-        'direct': (12900, 23.6, 0.266, 0.378, 0.479),
-        'direct_weight': (16700, 15.1, 0.266, 0.794, 7.07),
-        'shared': (11900, 16, 0.135, 2.58, 2.12),
-        'shared_weight': (14600, 17.8, 0.4, 0, 7.6),
-        'fft': (16500, 90.8, 8.4, 0.162),
-        'fft_weight': (9620, 44.4, 11.5, 0.266),
-        'fft_both': (26000, 135, 20, 0.43),
-        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
+        'direct': (16200, 24.5, 0.314, 0.243, 0.45),
+        'direct_weight': (19100, 11.9, 0.318, 1.22, 7.34),
+        'shared': (15200, 1.75, 0.248, 2.34, 3.98),
+        'shared_weight': (18100, 0, 0.459, 0.61, 9.11),
+        'pixels': (22400, 0, 0.103, 0.0197, 0.691),
+        'pixels_weight': (22400, 3.46, 0.0449, 0.0254, 3.35),
+        'fft': (21100, 0, 16.9, 0),
+        'fft_weight': (21500, 118, 16.5, 0),
+        'fft_both': (33100, 0, 27.9, 0),
+        'column_fft': (19200, 308, 0.948, 1.11, 1.23, 30, 1.58),
+        'column_fft_weight': (20400, 396, 0, 1.72, 0.912, 43, 3.19),
+        'column_fft_both': (27500, 496, 1.47, 2.53, 0.817, 44.5, 4.27),
+        'transpose': (10300, 0, 0.169),
     },
     'avx2': {
-        'direct': (11300, 22.7, 0.213, 0.313, 0.408),
-        'direct_weight': (14200, 14.9, 0.27, 0.192, 8.07),
-        'shared': (10900, 0, 0.0654, 2.51, 2.98),
-        'shared_weight': (13900, 4.89, 0.312, 0, 8.53),
-        'fft': (14200, 102, 5.33, 0.15),
-        'fft_weight': (7780, 70, 8.95, 0.0423),
-        'fft_both': (26000, 135, 20, 0.43),
-        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
+        'direct': (15800, 24.2, 0.207, 0.203, 0.56),
+        'direct_weight': (18200, 14.5, 0.274, 0.169, 7.23),
+        'shared': (15400, 0, 0.103, 1.97, 3.67),
+        'shared_weight': (18300, 0.532, 0.307, 0, 9.17),
+        'pixels': (21900, 0, 0.137, 0.0317, 1.09),
+        'pixels_weight': (19100, 12.6, 0, 0.0434, 10.3),
+        'fft': (19400, 134, 9.28, 0),
+        'fft_weight': (21200, 152, 9.38, 0),
+        'fft_both': (28700, 225, 15.2, 0),
+        'column_fft': (18600, 232, 0, 0.662, 0.599, 19.6, 1.76),
+        'column_fft_weight': (21000, 265, 0, 1.13, 0.547, 19.8, 2.26),
+        'column_fft_both': (27000, 337, 0, 1.56, 0.459, 29.5, 3.53),
+        'transpose': (10200, 0, 0.183),
     },
     'portable': {
-        'direct': (11700, 19.7, 0.247, 0.511, 0.928),
-        'direct_weight': (14100, 12.5, 0.241, 0.158, 7.68),
-        'shared': (11400, 0, 0.106, 2.47, 1.52),
-        'shared_weight': (13400, 0, 0.235, 0.164, 7.62),
-        'fft': (13200, 106, 4.34, 0.136),
-        'fft_weight': (8080, 65.4, 6.59, 0.0824),
-        'fft_both': (26000, 135, 20, 0.43),
-        'column_fft': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_weight': (15000, 90, 0.6, 0.1, 0.1, 3, 0.01),
-        'column_fft_both': (20000, 150, 1, 0.15, 0.1, 5, 0.01),
+        'direct': (15600, 21.9, 0.236, 0.42, 1.56),
+        'direct_weight': (17500, 11.1, 0.238, 0.121, 8.41),
+        'shared': (15500, 0, 0.0662, 2.67, 2.33),
+        'shared_weight': (17300, 0, 0.221, 0.244, 8.38),
+        'pixels': (21700, 1.27, 0.235, 0.0776, 1.52),
+        'pixels_weight': (19800, 12.4, 0, 0.0923, 8.52),
+        'fft': (18500, 87.3, 7.91, 0.0769),
+        'fft_weight': (20400, 126, 7.19, 0.14),
+        'fft_both': (27600, 149, 12.9, 0.126),
+        'column_fft': (19000, 154, 0.0125, 0.827, 0.499, 19.7, 1.78),
+        'column_fft_weight': (20600, 205, 0.0965, 1.31, 0.52, 18.1, 2.61),
+        'column_fft_both': (27100, 233, 0.0216, 2.11, 0.417, 30, 3.93),
+        'transpose': (10100, 0, 0.257),
     },
     'torch': {
-        'torch_fft': (60700, 376, 0.182),
-        'torch_fft_weight': (64900, 260, 0.18),
-        'channels_last': (44200, 8.97, 1.99, 0.024, 0.0108),
-        'channels_last_weight': (73200, 476, 0, 0.327, 1.35),
-        'nchw': (62100, 0, 0.655, 0.0211, 1.07),
-        'nchw_weight': (62000, 0, 0, 0.705, 1.46),
-        'native': (38700, 36.2, 0.773, 0.0233, 0.0102),
-        'native_backward': (161000, 839, 0, 0.363, 1.46),
+        'torch_fft': (78400, 210, 0.241),
+        'torch_fft_weight': (72800, 189, 0.234),
+        'channels_last': (50200, 0, 2.35, 0.0291, 0.0152),
+        'channels_last_weight': (80400, 170, 0, 0.4, 1.37),
+        'nchw': (66400, 0, 0.609, 0.0275, 1),
+        'nchw_weight': (74300, 0, 0, 0.643, 1.33),
     },
 }
-
-# Nanoseconds that a call of our operator takes longer than one of torch's, without and
-# with a backward pass.
-_OPERATOR = (79_000, 180_000)
 
 
 def _expected(owner: str, name: str, problem: Problem) -> tuple[float, float]:
@@ -320,36 +320,41 @@ def _options(
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
     cells: int | None,
+    channels_last: bool,
     instruction_set: str | None,
 ) -> dict[tuple[str, ...], tuple[float, float]]:
     """What is expected of the backends of the passes that can be the fastest."""
+    dense = Problem(x_shape, kernel, None, cpu.LANES.get(instruction_set, 1))
+    problem = dense._replace(cells=cells)
 
     def of_pass(suffix: str) -> dict[str, tuple[float, float]]:
-        others = BACKENDS[len(COMPILED) :]
-        expected = {}
-        if instruction_set is not None:
-            names = 'direct' if cells is None else 'shared', *FOURIER
-            for backend, name in zip(COMPILED, names, strict=True):
-                expected[backend] = _expected(instruction_set, name + suffix, compiled)
-            # torch's weight gradients and its own FFT never are; its NCHW convolution
-            # is, here and there, but takes three times as long in one process as in the
-            # next.
-            others = () if suffix or cells else ('channels_last',)
-        for backend in others:
-            expected[backend] = _expected('torch', backend + suffix, dense)
-        return expected
+        if instruction_set is None:
+            return {
+                backend: _expected('torch', backend + suffix, dense)
+                for backend in BACKENDS[len(COMPILED) :]
+            }
+        direct = 'direct' if cells is None else 'shared'
+        return {
+            'direct': _expected(instruction_set, direct + suffix, problem),
+            'pixels': _expected(instruction_set, 'pixels' + suffix, dense),
+            **{
+                backend: _expected(instruction_set, backend + suffix, problem)
+                for backend in FOURIER
+            },
+        }
 
-    compiled = Problem(x_shape, kernel, cells, LANES.get(instruction_set, 1))
-    dense = Problem(x_shape, kernel, None, 1)
     options = {}
     for choice in itertools.product(*(of_pass(s).items() for s in PASSES[passes])):
         backends, costs = zip(*choice, strict=True)
+        if len(set(backends) & set(FOURIER)) == 1 == len(set(backends)) < len(costs):
+            costs = [_expected(instruction_set, f'{backends[0]}_both', problem)]
+        if instruction_set is not None:
+            other = [(b == 'pixels') != channels_last for b in backends]
+            # Input and result of a pass; both passes read the output's gradient.
+            count = 2 * sum(other) - (len(other) == 2 and all(other))
+            transpose = _expected(instruction_set, 'transpose', problem)
+            costs = [*costs, *[transpose] * count]
         options[backends] = tuple(map(sum, zip(*costs, strict=True)))
-    if passes == 'both' and instruction_set is not None:
-        for backend in FOURIER:
-            options[backend, backend] = _expected(
-                instruction_set, f'{backend}_both', compiled
-            )
     return options
 
 
@@ -359,32 +364,9 @@ def _cheapest(
     x_shape: tuple[int, ...],
     kernel: tuple[int, int],
     cells: int | None,
+    channels_last: bool,
     instruction_set: str | None,
 ) -> tuple[str, ...]:
     planes = Problem(x_shape, kernel, cells, 1).planes
-    options = _options(passes, x_shape, kernel, cells, instruction_set)
-    return min(options, key=lambda chosen: options[chosen][0] + planes * options[chosen][1])
-
-
-@functools.lru_cache(maxsize=4096)
-def _leave_to_torch(
-    x_shape: tuple[int, ...],
-    kernel: tuple[int, int],
-    gradients: bool,
-    threads: int,
-    instruction_set: str | None,
-) -> bool:
-    problem = Problem(x_shape, kernel, None, 1)
-    work = ['forward', *(['both'] if gradients else [])]
-    native = ['native', *(['native_backward'] if gradients else [])]
-    ours = sum(
-        min(
-            plane
-            for _, plane in _options(
-                passes, x_shape, kernel, None, instruction_set
-            ).values()
-        )
-        for passes in work
-    )
-    torchs = sum(_expected('torch', name, problem)[1] for name in native)
-    return _OPERATOR[gradients] + problem.planes / threads * (ours - torchs) > 0
+    options = _options(passes, x_shape, kernel, cells, channels_last, instruction_set)
+    return min(options, key=lambda name: options[name][0] + planes * options[name][1])

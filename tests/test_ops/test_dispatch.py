@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,7 +123,7 @@ def test_peripheral_backends_agree(backend, grid):
         torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize('backend', ['direct', 'fft', 'channels_last'])
+@pytest.mark.parametrize('backend', [*selection.COMPILED, 'channels_last'])
 @pytest.mark.parametrize('frozen', [0, 1, 2])
 def test_frozen_operands(monkeypatch, backend, frozen):
     """Gradients that are not wanted change nothing about the others."""
@@ -149,25 +150,62 @@ def test_input_layouts(version):
     torch.testing.assert_close(out, expected[:, :2])
 
 
-@pytest.mark.parametrize('kernel', [(5, 7), (31, 3)])
-def test_work_left_to_torch(monkeypatch, kernel):
-    monkeypatch.setattr(selection, 'leave_to_torch', lambda *_: True)
+@pytest.mark.parametrize('backend', [None, *selection.BACKENDS])
+@pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
+def test_output_and_gradient_have_the_layout_of_the_input(
+    monkeypatch, backend, operator, definition, kernel
+):
+    if backend in selection.COMPILED and not cpu.instruction_sets():
+        pytest.skip('the kernels are not built')
+    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, backend or '')
     torch.manual_seed(10)
+    x, weight, bias = operands((2, 5, 9, 8), *kernel)
+    pixels = x.detach().contiguous(memory_format=torch.channels_last)
+    part = torch.randn(2, 7, 9, 8).contiguous(memory_format=torch.channels_last)
+    part[:, :5] = pixels
+    upstream = torch.randn(2, 5, 9, 8)
+    expected = operator(x, weight, bias)
+    (wanted,) = torch.autograd.grad(expected, x, upstream)
+    assert expected.is_contiguous()
+    for view in (pixels, part[:, :5]):
+        leaf = view.detach().requires_grad_()
+        out = operator(leaf, weight, bias)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+        grad = torch.autograd.grad(
+            out, leaf, upstream.contiguous(memory_format=torch.channels_last)
+        )[0]
+        assert grad.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
+def test_operators_that_nobody_observes_have_the_same_bits(
+    operator, definition, kernel
+):
+    """The way around torch's dispatcher leads to the same results."""
+    torch.manual_seed(11)
     leaves = operands((2, 3, 9, 8), *kernel)
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    out, expected = (
-        operator(*values)
-        for operator, values in (
-            (ops.depthwise_conv2d, leaves),
-            (reference.depthwise_conv2d, exact),
-        )
-    )
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
-    grads = torch.autograd.grad(out.sum(), leaves)
-    wanted = torch.autograd.grad(expected.sum(), exact)
-    for grad, exact_grad in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-3)
+    out = operator(*leaves)
+    grads = torch.autograd.grad(out.square().sum(), leaves)
+    with torch.profiler.profile() as profile:
+        shown = operator(*leaves)
+        shown_grads = torch.autograd.grad(shown.square().sum(), leaves)
+    names = {event.key for event in profile.key_averages()}
+    assert any(name.startswith('pelk_mm::') for name in names)
+    with torch.no_grad():
+        assert torch.equal(operator(*leaves), out)
+    assert torch.equal(shown, out)
+    assert all(map(torch.equal, shown_grads, grads))
+
+
+@pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
+def test_forward_mode_is_refused(operator, definition, kernel):
+    x, weight, bias = operands((1, 2, 6, 5), *kernel, requires_grad=False)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match='jvp|Jacobian'):
+            operator(dual, weight, bias)
 
 
 @pytest.mark.parametrize('shape', [(0, 3, 8, 8), (2, 3, 0, 8)])

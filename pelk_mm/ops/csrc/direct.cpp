@@ -660,7 +660,7 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
 
 extern const Kernels kernels = {convolve_scratch, weight_grad_scratch, strip_count,
                                 convolve,         weight_grad,         &plane_kernels,
-                                &column_kernels,  &transpose_kernel};
+                                &column_kernels,  &pixel_kernels,      &transpose_kernel};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -13,8 +13,6 @@ namespace pelk {
 namespace PELK_ISA {
 namespace {
 
-#define PELK_INLINE __attribute__((always_inline))
-
 // Real and imaginary part of kLanes transforms.
 constexpr int64_t kPoint = 2 * kLanes;
 // Bytes of a line of the cache.

@@ -70,6 +70,29 @@ struct FourierKernels {
 using TransposeBlock = void (*)(const void* from, int64_t from_step, void* to,
                                 int64_t to_step, int64_t rows, int64_t cols, Type type);
 
+// A batch of float32 maps that keep the channels of a pixel together; steps in floats.
+struct Pixels {
+  float* data;
+  int64_t batch_stride, step;  // to the next pixel, along a row or down to the next
+};
+
+// Convolutions with dense kernels, weights ordered [kernel row][kernel column][channel].
+struct PixelJob {
+  int64_t batch, channels, height, width, kernel_height, kernel_width;
+};
+
+struct PixelKernels {
+  int64_t lanes;  // of a vector: no fewer channels are needed
+  size_t (*scratch)(const PixelJob& job);
+  // Output rows [top, bottom) of an image. `bias` may be null.
+  void (*convolve)(const PixelJob& job, const Pixels& x, const float* weight,
+                   const float* bias, const Pixels& y, int64_t top, int64_t bottom);
+  // Kernel rows [first, last) of a vector of channels.
+  void (*weight_grad)(const PixelJob& job, const Pixels& x, const Pixels& grad,
+                      int64_t vector, int64_t first, int64_t last, float* result,
+                      void* scratch);
+};
+
 struct Kernels {
   // Bytes of scratch memory that one thread needs.
   size_t (*convolve_scratch)(const Axis& rows, const Axis& cols, int64_t height,
@@ -87,6 +110,7 @@ struct Kernels {
                       const Plane& grad, double* sums, void* scratch);
 
   const FourierKernels *planes, *columns;
+  const PixelKernels* pixels;
   const TransposeBlock* transpose;
 };
 
@@ -106,6 +130,7 @@ extern const Kernels kernels;
 // Of the other files, for the table in direct.cpp.
 namespace PELK_ISA {
 extern const FourierKernels plane_kernels, column_kernels;
+extern const PixelKernels pixel_kernels;
 extern const TransposeBlock transpose_kernel;
 }
 #endif

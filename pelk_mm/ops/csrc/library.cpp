@@ -400,4 +400,52 @@ PELK_EXPORT int pelk_transpose(const PelkJob* job, const PelkMatrices* from,
       });
 }
 
+static pelk::PixelJob pixel_job(const PelkJob* job) {
+  return {job->batch, job->channels, job->height, job->width, job->row_cells,
+          job->col_cells};
+}
+
+static pelk::Pixels pixels_of(const PelkMatrices* maps, int64_t n = 0) {
+  float* data = const_cast<float*>(reinterpret_cast<const float*>(maps->data));
+  return {data + n * maps->batch_stride, maps->batch_stride, maps->row_stride};
+}
+
+// pelk_convolve for float32 maps whose matrices have pixels as rows and channels as
+// columns. The kernel has row_cells x col_cells taps, each a parameter of its own;
+// `weight` is ordered [tap][channel].
+PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, const PelkMatrices* x,
+                                     const float* weight, const float* bias,
+                                     const PelkMatrices* y) {
+  const pelk::PixelKernels& kernels = *pelk::versions[job->version].kernels->pixels;
+  const pelk::PixelJob own = pixel_job(job);
+  // Rows that follow each other find most of their input in the cache.
+  int64_t rows = job->batch * job->height / (8 * job->threads);
+  rows = rows < 1 ? 1 : rows > 8 ? 8 : rows;
+  const int64_t parts = (job->height + rows - 1) / rows;
+  return pelk::run(job->batch * parts, job->threads, job->parallel, [&](int64_t item) {
+    const int64_t n = item / parts, top = item % parts * rows;
+    const int64_t bottom = top + rows < job->height ? top + rows : job->height;
+    kernels.convolve(own, pixels_of(x, n), weight, bias, pixels_of(y, n), top, bottom);
+  });
+}
+
+// pelk_weight_grad for the same; `result` is ordered like the weights.
+PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, const PelkMatrices* x,
+                                        const PelkMatrices* grad, float* result) {
+  const pelk::PixelKernels& kernels = *pelk::versions[job->version].kernels->pixels;
+  const pelk::PixelJob own = pixel_job(job);
+  const int64_t vectors = (job->channels + kernels.lanes - 1) / kernels.lanes;
+  // Few vectors of channels leave the kernel's rows to share out.
+  int64_t parts = (8 * job->threads + vectors - 1) / vectors;
+  if (parts > own.kernel_height) parts = own.kernel_height;
+  const size_t bytes = kernels.scratch(own);
+  return pelk::run(vectors * parts, job->threads, job->parallel, [&](int64_t item) {
+    const int64_t part = item % parts;
+    kernels.weight_grad(own, pixels_of(x), pixels_of(grad), item / parts,
+                        own.kernel_height * part / parts,
+                        own.kernel_height * (part + 1) / parts, result,
+                        pelk::Scratch::get(bytes));
+  });
+}
+
 }  // extern "C"

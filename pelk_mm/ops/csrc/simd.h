@@ -12,6 +12,8 @@
 #error "PELK_LANES, PELK_REGISTERS and PELK_ISA come from setup.py"
 #endif
 
+#define PELK_INLINE __attribute__((always_inline))
+
 namespace pelk {
 namespace PELK_ISA {
 namespace {

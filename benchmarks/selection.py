@@ -32,25 +32,44 @@ PATIENCE = {'direct': 4e6, 'pixels': 4e6, 'channels_last': 4e7, 'nchw': 4e6}
 PATIENCE_BACKWARD = 2e6
 
 
-def seconds(work) -> float:
+def seconds(work, clock=time.thread_time) -> float:
     """Time a call, median of a few."""
     work()
-    start = time.thread_time()
+    start = clock()
     work()
-    turns = max(3, min(30, int(0.02 / max(1e-6, time.thread_time() - start))))
+    turns = max(3, min(30, int(0.02 / max(1e-6, clock() - start))))
     times = []
     for _ in range(turns):
-        start = time.thread_time()
+        start = clock()
         work()
-        times.append(time.thread_time() - start)
+        times.append(clock() - start)
     return statistics.median(times)
+
+
+def transposition(x, weight) -> float:
+    """Time a change of layout by what two of them add to other work.
+
+    On all processors, summed over them: they share the memory, which sets the pace.
+    """
+    threads = os.cpu_count()
+    pixels = x.contiguous(memory_format=torch.channels_last)
+    torch.set_num_threads(threads)
+    without, with_two = (
+        seconds(
+            lambda x=x: dispatch._convolve('pixels', x, weight, None, None),
+            time.perf_counter,
+        )
+        for x in (pixels, x)
+    )
+    torch.set_num_threads(1)
+    return threads * max(with_two - without, 0.2 * with_two) / 2
 
 
 def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
     """Time the passes of the compiled kernels in the instruction set that is on."""
     products = x[0, 0].numel() * weight[0].numel()
     pixels = [t.contiguous(memory_format=torch.channels_last) for t in (x, grad)]
-    times = {'transpose': seconds(lambda: cpu.in_format(x, torch.channels_last))}
+    times = {}
     for backend in selection.COMPILED:
         if products > PATIENCE.get(backend, float('inf')):
             continue
@@ -72,6 +91,8 @@ def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
         times[f'{name}_weight'] = seconds(lambda x=maps[0]: gradients(x, False))
         if backend in selection.FOURIER:
             times[f'{name}_both'] = seconds(lambda x=maps[0]: gradients(x, True))
+        if backend == 'pixels':
+            times['transpose'] = transposition(x, weight)
     return times
 
 

@@ -46,20 +46,21 @@ def seconds(work, clock=time.thread_time) -> float:
     return statistics.median(times)
 
 
-def transposition(x, weight) -> float:
+def transposition(x) -> float:
     """Time a change of layout by what two of them add to other work.
 
     On all processors, summed over them: they share the memory, which sets the pace.
     """
     threads = os.cpu_count()
+    weight = torch.randn(x.shape[1], 3, 3)
     pixels = x.contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(threads)
     without, with_two = (
         seconds(
-            lambda x=x: dispatch._convolve('pixels', x, weight, None, None),
+            lambda x=x: dispatch._convolve('direct', x, weight, None, None),
             time.perf_counter,
         )
-        for x in (pixels, x)
+        for x in (x, pixels)
     )
     torch.set_num_threads(1)
     return threads * max(with_two - without, 0.2 * with_two) / 2
@@ -69,30 +70,29 @@ def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
     """Time the passes of the compiled kernels in the instruction set that is on."""
     products = x[0, 0].numel() * weight[0].numel()
     pixels = [t.contiguous(memory_format=torch.channels_last) for t in (x, grad)]
-    times = {}
-    for backend in selection.COMPILED:
+    runs = {
+        'direct' if sharing_grid is None else 'shared': ('direct', (x, grad)),
+        'fft': ('fft', (x, grad)),
+        'column_fft': ('column_fft', (x, grad)),
+    }
+    if sharing_grid is None:
+        runs |= {'blocks': ('pixels', (x, grad)), 'pixels': ('pixels', pixels)}
+    times = {'transpose': transposition(x)}
+    for name, (backend, (image, upstream)) in runs.items():
         if products > PATIENCE.get(backend, float('inf')):
             continue
-        if backend == 'pixels' and sharing_grid is not None:
-            continue
-        name = 'shared' if backend == 'direct' and sharing_grid is not None else backend
-        maps = pixels if backend == 'pixels' else (x, grad)
 
-        def gradients(x, needs_x, backend=backend, grad=maps[1]):
-            return dispatch._backward_cpu(
-                x, grad, weight, sharing_grid, needs_x, backend
-            )
+        def gradients(needs_x, b=backend, x=image, grad=upstream):
+            return dispatch._backward_cpu(x, grad, weight, sharing_grid, needs_x, b)
 
         times[name] = seconds(
-            lambda b=backend, x=maps[0]: dispatch._convolve(
+            lambda b=backend, x=image: dispatch._convolve(
                 b, x, weight, sharing_grid, None
             )
         )
-        times[f'{name}_weight'] = seconds(lambda x=maps[0]: gradients(x, False))
+        times[f'{name}_weight'] = seconds(lambda f=gradients: f(False))
         if backend in selection.FOURIER:
-            times[f'{name}_both'] = seconds(lambda x=maps[0]: gradients(x, True))
-        if backend == 'pixels':
-            times['transpose'] = transposition(x, weight)
+            times[f'{name}_both'] = seconds(lambda f=gradients: f(True))
     return times
 
 

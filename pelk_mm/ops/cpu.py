@@ -315,54 +315,55 @@ def weight_grad(
     return out
 
 
-def _pixel_job(x: Tensor, kernel: tuple[int, int]) -> _Job:
+def _pixel_job(x: Tensor, kernel: tuple[int, int]) -> tuple[_Job, ctypes.c_int32]:
+    """Describe a call, and whether its maps are planes."""
     job, _ = _job(x, (), ())
     job.row_cells, job.col_cells = kernel
-    return job
+    return job, ctypes.c_int32(memory_format(x) == torch.contiguous_format)
 
 
 def _fill_vector(x: Tensor) -> Tensor:
-    """Adds channels of zeros until there is a vector of them, in channels_last."""
+    """Add channels of zeros until there is a vector of them."""
     missing = LANES[instruction_set()] - x.shape[1]
-    if missing > 0:
-        x = F.pad(x, (0, 0, 0, 0, 0, missing))
-    return in_format(x, torch.channels_last)
+    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
 
 
 def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve every channel with a dense kernel, in channels_last by direct sums.
+    """Convolve every channel with a dense kernel, by sums over vectors of channels.
 
     Args:
-        x: Input of shape (N, C, H, W), on the CPU, float32.
+        x: Input of shape (N, C, H, W), on the CPU, float32. The sums run where the
+            channels of a pixel lie together; other layouts are brought into that one
+            a vector of channels at a time.
         weight: Kernels of shape (C, kh, kw), odd.
         bias: Optional bias of shape (C,).
 
     Returns:
-        Output of shape (N, C, H, W), channels_last.
+        Output of shape (N, C, H, W), in the layout of the input.
     """
-    channels, *kernel = weight.shape
+    layout = memory_format(x)
     if not x.numel():
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    wide = _fill_vector(x)
-    if wide.shape[1] > channels:
-        more = wide.shape[1] - channels
-        weight = F.pad(weight, (0, 0, 0, 0, 0, more))
-        bias = None if bias is None else F.pad(bias, (0, more))
-    out = torch.empty(wide.shape, dtype=x.dtype, memory_format=torch.channels_last)
+        return torch.empty_like(x, memory_format=layout)
+    channels, *kernel = weight.shape
+    if channels < LANES[instruction_set()]:
+        bias = None if bias is None else _fill_vector(bias[None, :, None, None]).ravel()
+        out = convolve_pixels(_fill_vector(x), _fill_vector(weight[None])[0], bias)
+        return out[:, :channels].contiguous(memory_format=layout)
+    x = in_format(x, layout)
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
     weight = weight.float().permute(1, 2, 0).contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    job = _pixel_job(wide, kernel)
+    job, planes = _pixel_job(x, kernel)
     _check(
         _library().pelk_convolve_pixels(
             ctypes.byref(job),
-            ctypes.byref(_matrices(wide, torch.channels_last)),
+            planes,
+            ctypes.byref(_matrices(x, layout)),
             _address(weight),
             _address(bias),
-            ctypes.byref(_matrices(out, torch.channels_last)),
+            ctypes.byref(_matrices(out, layout)),
         )
     )
-    if wide.shape[1] > channels:
-        return out[:, :channels].contiguous(memory_format=torch.channels_last)
     return out
 
 
@@ -377,16 +378,17 @@ def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tens
     Returns:
         Gradient of shape (C, kh, kw), float32.
     """
-    channels = x.shape[1]
-    x, grad = _fill_vector(x), _fill_vector(grad)
+    channels, layout = x.shape[1], memory_format(grad)
+    x, grad = (in_format(_fill_vector(maps), layout) for maps in (x, grad))
     out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32)
     if x.numel():
-        job = _pixel_job(x, kernel)
+        job, planes = _pixel_job(x, kernel)
         _check(
             _library().pelk_weight_grad_pixels(
                 ctypes.byref(job),
-                ctypes.byref(_matrices(x, torch.channels_last)),
-                ctypes.byref(_matrices(grad, torch.channels_last)),
+                planes,
+                ctypes.byref(_matrices(x, layout)),
+                ctypes.byref(_matrices(grad, layout)),
                 _address(out),
             )
         )

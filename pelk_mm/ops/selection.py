@@ -162,6 +162,12 @@ def _pixels(problem: Problem) -> tuple[float, ...]:
     )
 
 
+def _blocks(problem: Problem) -> tuple[float, ...]:
+    channels = max(1, problem.shape[1])
+    full = math.ceil(channels / problem.lanes) * problem.lanes / channels
+    return *_pixels(problem), full * problem.pixels
+
+
 def _transpose(problem: Problem) -> tuple[float, ...]:
     return 1 / problem.planes, 1, problem.pixels
 
@@ -235,6 +241,8 @@ FEATURES: dict[str, Callable[[Problem], tuple[float, ...]]] = {
     'shared_weight': _direct,
     'pixels': _pixels,
     'pixels_weight': _pixels,
+    'blocks': _blocks,  # the same on planes
+    'blocks_weight': _blocks,
     'fft': _fft,
     'fft_weight': _fft,
     'fft_both': _fft,
@@ -334,9 +342,10 @@ def _options(
                 for backend in BACKENDS[len(COMPILED) :]
             }
         direct = 'direct' if cells is None else 'shared'
+        pixels = 'pixels' if channels_last else 'blocks'
         return {
             'direct': _expected(instruction_set, direct + suffix, problem),
-            'pixels': _expected(instruction_set, 'pixels' + suffix, dense),
+            'pixels': _expected(instruction_set, pixels + suffix, dense),
             **{
                 backend: _expected(instruction_set, backend + suffix, problem)
                 for backend in FOURIER
@@ -348,8 +357,8 @@ def _options(
         backends, costs = zip(*choice, strict=True)
         if len(set(backends) & set(FOURIER)) == 1 == len(set(backends)) < len(costs):
             costs = [_expected(instruction_set, f'{backends[0]}_both', problem)]
-        if instruction_set is not None:
-            other = [(b == 'pixels') != channels_last for b in backends]
+        if instruction_set is not None and channels_last:
+            other = [backend != 'pixels' for backend in backends]
             # Input and result of a pass; both passes read the output's gradient.
             count = 2 * sum(other) - (len(other) == 2 and all(other))
             transpose = _expected(instruction_set, 'transpose', problem)

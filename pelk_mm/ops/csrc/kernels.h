@@ -79,6 +79,7 @@ struct Pixels {
 // Convolutions with dense kernels, weights ordered [kernel row][kernel column][channel].
 struct PixelJob {
   int64_t batch, channels, height, width, kernel_height, kernel_width;
+  int64_t weight_step;  // from tap to tap: the channels of all kernels
 };
 
 struct PixelKernels {
@@ -87,10 +88,12 @@ struct PixelKernels {
   // Output rows [top, bottom) of an image. `bias` may be null.
   void (*convolve)(const PixelJob& job, const Pixels& x, const float* weight,
                    const float* bias, const Pixels& y, int64_t top, int64_t bottom);
-  // Kernel rows [first, last) of a vector of channels.
+  // Kernel rows [first, last) of the channels from `channel` on, of which the first `skip`
+  // are left out of the result. Calls with the same scratch memory add up, from one that
+  // `begins`; `result` is written by the one that `ends`.
   void (*weight_grad)(const PixelJob& job, const Pixels& x, const Pixels& grad,
-                      int64_t vector, int64_t first, int64_t last, float* result,
-                      void* scratch);
+                      int64_t channel, int64_t skip, int64_t first, int64_t last,
+                      bool begins, bool ends, float* result, void* scratch);
 };
 
 struct Kernels {

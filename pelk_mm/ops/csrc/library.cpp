@@ -400,24 +400,90 @@ PELK_EXPORT int pelk_transpose(const PelkJob* job, const PelkMatrices* from,
       });
 }
 
-static pelk::PixelJob pixel_job(const PelkJob* job) {
-  return {job->batch, job->channels, job->height, job->width, job->row_cells,
-          job->col_cells};
-}
+// A call on float32 maps in either layout, with kernels of row_cells x col_cells taps, each
+// a parameter of its own.
+//
+// Maps of planes are brought into the other layout a vector of channels at a time. The
+// last vector overlaps the one before, whose results those channels take.
+struct PixelCall {
+  const PelkJob* job;
+  const pelk::Kernels* kernels;
+  int64_t lanes, vectors, pixels;
+  pelk::PixelJob all, block;  // of all channels, of a vector of them in one image
 
-static pelk::Pixels pixels_of(const PelkMatrices* maps, int64_t n = 0) {
-  float* data = const_cast<float*>(reinterpret_cast<const float*>(maps->data));
-  return {data + n * maps->batch_stride, maps->batch_stride, maps->row_stride};
-}
+  explicit PixelCall(const PelkJob* call)
+      : job(call),
+        kernels(pelk::versions[call->version].kernels),
+        lanes(kernels->pixels->lanes),
+        vectors((call->channels + lanes - 1) / lanes),
+        pixels(call->height * call->width),
+        all{call->batch,     call->channels,  call->height,  call->width,
+            call->row_cells, call->col_cells, call->channels},
+        block(all) {
+    block.batch = 1;
+    block.channels = lanes;
+  }
 
-// pelk_convolve for float32 maps whose matrices have pixels as rows and channels as
-// columns. The kernel has row_cells x col_cells taps, each a parameter of its own;
-// `weight` is ordered [tap][channel].
-PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, const PelkMatrices* x,
-                                     const float* weight, const float* bias,
-                                     const PelkMatrices* y) {
-  const pelk::PixelKernels& kernels = *pelk::versions[job->version].kernels->pixels;
-  const pelk::PixelJob own = pixel_job(job);
+  int64_t channel(int64_t vector) const {
+    const int64_t last = job->channels - lanes;
+    return vector * lanes < last ? vector * lanes : last;
+  }
+  int64_t skip(int64_t vector) const { return vector * lanes - channel(vector); }
+  size_t block_bytes() const { return (pixels * lanes * sizeof(float) + 63) / 64 * 64; }
+
+  static pelk::Pixels of(const PelkMatrices* maps, int64_t n = 0) {
+    float* data = const_cast<float*>(reinterpret_cast<const float*>(maps->data));
+    return {data + n * maps->batch_stride, maps->batch_stride, maps->row_stride};
+  }
+
+  // Reads a vector of channels of an image of planes.
+  pelk::Pixels read(const PelkMatrices* planes, int64_t n, int64_t channel,
+                    char* memory) const {
+    const float* from = of(planes, n).data + channel * planes->row_stride;
+    (*kernels->transpose)(from, planes->row_stride, memory, lanes, lanes, pixels,
+                          pelk::kFloat32);
+    return {reinterpret_cast<float*>(memory), 0, lanes};
+  }
+
+  // Writes the channels of a vector but for the first `skip` ones.
+  void write(const pelk::Pixels& from, const PelkMatrices* planes, int64_t n,
+             int64_t channel, int64_t skip, char* memory) const {
+    float* to = of(planes, n).data + channel * planes->row_stride;
+    if (skip == 0) {
+      (*kernels->transpose)(from.data, lanes, to, planes->row_stride, pixels, lanes,
+                            pelk::kFloat32);
+      return;
+    }
+    float* whole = reinterpret_cast<float*>(memory);
+    (*kernels->transpose)(from.data, lanes, whole, pixels, pixels, lanes, pelk::kFloat32);
+    for (int64_t c = skip; c < lanes; ++c)
+      std::memcpy(to + c * planes->row_stride, whole + c * pixels,
+                  pixels * sizeof(float));
+  }
+};
+
+// pelk_convolve for float32 maps. With `planes`, a matrix has channels as rows and pixels
+// as columns, else the other way round; `weight` is ordered [tap][channel].
+PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, int32_t planes,
+                                     const PelkMatrices* x, const float* weight,
+                                     const float* bias, const PelkMatrices* y) {
+  const PixelCall call(job);
+  const auto convolve = call.kernels->pixels->convolve;
+  if (planes) {
+    const size_t bytes = call.block_bytes();
+    return pelk::run(
+        job->batch * call.vectors, job->threads, job->parallel, [&](int64_t item) {
+          const int64_t n = item / call.vectors, vector = item % call.vectors;
+          const int64_t channel = call.channel(vector);
+          char* memory = static_cast<char*>(pelk::Scratch::get(3 * bytes));
+          const pelk::Pixels in = call.read(x, n, channel, memory);
+          const pelk::Pixels out = {reinterpret_cast<float*>(memory + bytes), 0,
+                                    call.lanes};
+          convolve(call.block, in, weight + channel, bias ? bias + channel : nullptr, out,
+                   0, job->height);
+          call.write(out, y, n, channel, call.skip(vector), memory + 2 * bytes);
+        });
+  }
   // Rows that follow each other find most of their input in the cache.
   int64_t rows = job->batch * job->height / (8 * job->threads);
   rows = rows < 1 ? 1 : rows > 8 ? 8 : rows;
@@ -425,27 +491,41 @@ PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, const PelkMatrices* x,
   return pelk::run(job->batch * parts, job->threads, job->parallel, [&](int64_t item) {
     const int64_t n = item / parts, top = item % parts * rows;
     const int64_t bottom = top + rows < job->height ? top + rows : job->height;
-    kernels.convolve(own, pixels_of(x, n), weight, bias, pixels_of(y, n), top, bottom);
+    convolve(call.all, call.of(x, n), weight, bias, call.of(y, n), top, bottom);
   });
 }
 
 // pelk_weight_grad for the same; `result` is ordered like the weights.
-PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, const PelkMatrices* x,
-                                        const PelkMatrices* grad, float* result) {
-  const pelk::PixelKernels& kernels = *pelk::versions[job->version].kernels->pixels;
-  const pelk::PixelJob own = pixel_job(job);
-  const int64_t vectors = (job->channels + kernels.lanes - 1) / kernels.lanes;
+PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, int32_t planes,
+                                        const PelkMatrices* x, const PelkMatrices* grad,
+                                        float* result) {
+  const PixelCall call(job);
+  const pelk::PixelKernels& kernels = *call.kernels->pixels;
+  const size_t sums = (kernels.scratch(call.all) + 63) / 64 * 64;
+  const size_t image = call.block_bytes();
   // Few vectors of channels leave the kernel's rows to share out.
-  int64_t parts = (8 * job->threads + vectors - 1) / vectors;
-  if (parts > own.kernel_height) parts = own.kernel_height;
-  const size_t bytes = kernels.scratch(own);
-  return pelk::run(vectors * parts, job->threads, job->parallel, [&](int64_t item) {
-    const int64_t part = item % parts;
-    kernels.weight_grad(own, pixels_of(x), pixels_of(grad), item / parts,
-                        own.kernel_height * part / parts,
-                        own.kernel_height * (part + 1) / parts, result,
-                        pelk::Scratch::get(bytes));
-  });
+  int64_t parts = (8 * job->threads + call.vectors - 1) / call.vectors;
+  if (parts > job->row_cells) parts = job->row_cells;
+  if (planes && parts > 2) parts = 2;  // each reads all of its channels
+  return pelk::run(
+      call.vectors * parts, job->threads, job->parallel, [&](int64_t item) {
+        const int64_t part = item % parts, vector = item / parts;
+        const int64_t channel = call.channel(vector), skip = call.skip(vector);
+        const int64_t first = job->row_cells * part / parts;
+        const int64_t last = job->row_cells * (part + 1) / parts;
+        char* memory =
+            static_cast<char*>(pelk::Scratch::get(sums + (planes ? 2 * image : 0)));
+        if (!planes) {
+          kernels.weight_grad(call.all, call.of(x), call.of(grad), channel, skip, first,
+                              last, true, true, result, memory);
+          return;
+        }
+        for (int64_t n = 0; n < job->batch; ++n)
+          kernels.weight_grad(call.block, call.read(x, n, channel, memory + sums),
+                              call.read(grad, n, channel, memory + sums + image), 0, skip,
+                              first, last, n == 0, n + 1 == job->batch, result + channel,
+                              memory);
+      });
 }
 
 }  // extern "C"

@@ -158,7 +158,7 @@ void convolve(const PixelJob& job, const Pixels& x, const float* weight, const f
               const Pixels& y, int64_t top, int64_t bottom) {
   static const float zeros[kLanes] = {};
   const int64_t vectors = (job.channels + kLanes - 1) / kLanes;
-  const int64_t weight_row = job.kernel_width * job.channels;
+  const int64_t weight_row = job.kernel_width * job.weight_step;
   const int64_t radius = job.kernel_width / 2;
   const int64_t kernel_bytes = job.kernel_height * job.kernel_width * kLanes * 4;
   const auto tile = [&](int64_t row, int64_t pixel, int64_t pixels, int64_t vector) {
@@ -173,8 +173,8 @@ void convolve(const PixelJob& job, const Pixels& x, const float* weight, const f
       const Span span(pixel, tap, radius, job.width, int(pixels + taps - 1));
       kConvolve.of[pixels][taps](
           from + span.from * x.step, x.step, job.width * x.step, span,
-          weight + channel + rows.begin * weight_row + tap * job.channels, job.channels,
-          weight_row, rows.end - rows.begin, start, start_step, to, y.step);
+          weight + channel + rows.begin * weight_row + tap * job.weight_step,
+          job.weight_step, weight_row, rows.end - rows.begin, start, start_step, to, y.step);
       start = to;
       start_step = y.step;
     });
@@ -237,14 +237,14 @@ constexpr CorrelateRow kCorrelate[kMaxTaps + 1] = {
     nullptr,          correlate_row<1>, correlate_row<2>,
     correlate_row<3>, correlate_row<4>, correlate_row<5>};
 
-// Kernel rows [first, last) of the gradient to the weights of a vector of channels.
-void weight_grad(const PixelJob& job, const Pixels& x, const Pixels& grad, int64_t vector,
-                 int64_t first, int64_t last, float* result, void* memory) {
+void weight_grad(const PixelJob& job, const Pixels& x, const Pixels& grad, int64_t channel,
+                 int64_t skip, int64_t first, int64_t last, bool begins, bool ends,
+                 float* result, void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
   const Sums sums(arena, job);
-  const int64_t channel = channel_of(job, vector), row_sums = job.kernel_width * kLanes;
+  const int64_t row_sums = job.kernel_width * kLanes;
   const int64_t flush_rows = (kChain + job.width - 1) / job.width;
-  for (int64_t i = first * row_sums; i < last * row_sums; ++i) {
+  for (int64_t i = first * row_sums; begins && i < last * row_sums; ++i) {
     sums.part[i] = 0.0f;
     sums.total[i] = 0.0;
   }
@@ -267,11 +267,10 @@ void weight_grad(const PixelJob& job, const Pixels& x, const Pixels& grad, int64
         sums.part[i] = 0.0f;
       }
     }
-  // The lanes that this vector shares with the one before are that one's.
-  const int64_t skip = vector * kLanes - channel;
+  if (!ends) return;
   for (int64_t tap = first * job.kernel_width; tap < last * job.kernel_width; ++tap)
     for (int64_t lane = skip; lane < kLanes; ++lane)
-      result[tap * job.channels + channel + lane] = float(sums.total[tap * kLanes + lane]);
+      result[tap * job.weight_step + channel + lane] = float(sums.total[tap * kLanes + lane]);
 }
 
 size_t scratch_size(const PixelJob& job) {

@@ -243,6 +243,19 @@ def test_transforms_of_lengths_that_cannot_serve_are_refused(version, down_along
         cpu.fourier_gradients(x, grad, weight, *grids, down_along)
 
 
+@pytest.mark.parametrize('kernel', [(5, 5), (13, 5), (1, 3)])
+@pytest.mark.parametrize('shape', [(2, 46, 9, 11), (1, 16, 30, 7), (3, 5, 6, 1)])
+def test_sums_over_channels_have_the_same_bits_in_both_layouts(version, shape, kernel):
+    x, weight, bias, grad = random_problem(shape, *kernel, seed=14)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = [t.contiguous(memory_format=layout) for t in (x, grad)]
+        out = cpu.convolve_pixels(maps[0], weight, bias)
+        assert out.is_contiguous(memory_format=layout)
+        found.append((out, cpu.weight_grad_pixels(*maps, kernel)))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     'shape',
@@ -299,7 +312,7 @@ def test_empty_tensors(method, shape):
 def test_large_batch():
     x, weight, bias, grad = random_problem((300, 2, 6, 6), 5, 5, seed=6)
     # Torch fuses multiplications and additions, the portable version does not.
-    assert_as_good_as_direct(x, weight, bias, grad, (1,) * 5, (1,) * 5, slack=0.2)
+    assert_as_good_as_direct(x, weight, bias, grad, (1,) * 5, (1,) * 5, slack=0.3)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

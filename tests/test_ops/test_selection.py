@@ -52,6 +52,8 @@ def test_small_kernels_go_by_sums(version, passes):
     assert set(chosen) <= {'direct', 'pixels'}
     chosen = selection.choose(None, passes, shape, (3, 3), None, True)
     assert set(chosen) == {'pixels'}
+    chosen = selection.choose(None, passes, (2, 64, 14, 14), (5, 5))
+    assert set(chosen) <= {'direct', 'pixels'}
 
 
 def test_expected_time_grows_with_the_work(version, passes):
@@ -78,9 +80,8 @@ def test_a_change_of_layout_is_paid_for(monkeypatch):
         for channels_last in (False, True)
     )
     for backends in planes:
-        changes = sum(b == 'pixels' for b in backends)
-        difference = planes[backends][1] - pixels[backends][1]
-        assert (difference > 0) == (changes > 1) or changes == 1
+        if 'pixels' not in backends:
+            assert pixels[backends][1] > planes[backends][1]
 
 
 def test_argument_then_environment_then_model(monkeypatch):

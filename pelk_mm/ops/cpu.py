@@ -27,14 +27,6 @@ class _Tensor(ctypes.Structure):
     _fields_ = [
         ('data', ctypes.c_void_p),
         ('batch_stride', ctypes.c_int64),
-        ('channel_stride', ctypes.c_int64),
-    ]
-
-
-class _Matrices(ctypes.Structure):
-    _fields_ = [
-        ('data', ctypes.c_void_p),
-        ('batch_stride', ctypes.c_int64),
         ('row_stride', ctypes.c_int64),
     ]
 
@@ -165,32 +157,31 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
         `x` itself where it is so, else a copy.
     """
     found = memory_format(x)
-    if found == wanted and (found == torch.channels_last or _has_dense_planes(x)):
+    has_matrices = found == torch.channels_last or _has_dense_planes(x)
+    if found == wanted and has_matrices:
         return x
-    if not x.numel() or not (found == torch.channels_last or _has_dense_planes(x)):
+    if not (has_matrices and x.numel()):
         return x.contiguous(memory_format=wanted)
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-    out = torch.empty(x.shape, dtype=x.dtype, memory_format=wanted)
+    out = torch.empty_like(x, memory_format=wanted)
     size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
     job, _grids = _job(x, (), ())
     _check(
         _library().pelk_transpose(
             ctypes.byref(job),
-            ctypes.byref(_matrices(x, found)),
-            ctypes.byref(_matrices(out, wanted)),
+            ctypes.byref(_describe(x, found)),
+            ctypes.byref(_describe(out, wanted)),
             *map(ctypes.c_int64, size),
         )
     )
     return out
 
 
-def _matrices(x: Tensor, layout: torch.memory_format) -> _Matrices:
+def _describe(
+    x: Tensor, layout: torch.memory_format = torch.contiguous_format
+) -> _Tensor:
     row_stride = x.stride(3) if layout == torch.channels_last else x.stride(1)
-    return _Matrices(x.data_ptr(), x.stride(0), row_stride)
-
-
-def _describe(x: Tensor) -> _Tensor:
-    return _Tensor(x.data_ptr(), x.stride(0), x.stride(1))
+    return _Tensor(x.data_ptr(), x.stride(0), row_stride)
 
 
 def _address(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -350,7 +341,7 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = convolve_pixels(_fill_vector(x), _fill_vector(weight[None])[0], bias)
         return out[:, :channels].contiguous(memory_format=layout)
     x = in_format(x, layout)
-    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+    out = torch.empty_like(x, memory_format=layout)
     weight = weight.float().permute(1, 2, 0).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     job, planes = _pixel_job(x, kernel)
@@ -358,10 +349,10 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         _library().pelk_convolve_pixels(
             ctypes.byref(job),
             planes,
-            ctypes.byref(_matrices(x, layout)),
+            ctypes.byref(_describe(x, layout)),
             _address(weight),
             _address(bias),
-            ctypes.byref(_matrices(out, layout)),
+            ctypes.byref(_describe(out, layout)),
         )
     )
     return out
@@ -380,15 +371,15 @@ def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tens
     """
     channels, layout = x.shape[1], memory_format(grad)
     x, grad = (in_format(_fill_vector(maps), layout) for maps in (x, grad))
-    out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32)
+    out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32, device=x.device)
     if x.numel():
         job, planes = _pixel_job(x, kernel)
         _check(
             _library().pelk_weight_grad_pixels(
                 ctypes.byref(job),
                 planes,
-                ctypes.byref(_matrices(x, layout)),
-                ctypes.byref(_matrices(grad, layout)),
+                ctypes.byref(_describe(x, layout)),
+                ctypes.byref(_describe(grad, layout)),
                 _address(out),
             )
         )

@@ -128,6 +128,12 @@ class Problem(NamedTuple):
         return self.size[0] * self.size[1]
 
     @property
+    def filling(self) -> float:
+        """Lanes of vectors of channels over channels."""
+        channels = max(1, self.shape[1])
+        return math.ceil(channels / self.lanes) * self.lanes / channels
+
+    @property
     def products(self) -> float:
         """Products of a plane and its dense kernel."""
         return self.pixels * self.met(0) * self.met(1)
@@ -150,8 +156,7 @@ def _direct(problem: Problem) -> tuple[float, ...]:
 
 
 def _pixels(problem: Problem) -> tuple[float, ...]:
-    channels = max(1, problem.shape[1])
-    full = math.ceil(channels / problem.lanes) * problem.lanes / channels
+    full = problem.filling
     groups = math.ceil(problem.kernel[1] / 5)
     return (
         1 / problem.planes,
@@ -163,9 +168,7 @@ def _pixels(problem: Problem) -> tuple[float, ...]:
 
 
 def _blocks(problem: Problem) -> tuple[float, ...]:
-    channels = max(1, problem.shape[1])
-    full = math.ceil(channels / problem.lanes) * problem.lanes / channels
-    return *_pixels(problem), full * problem.pixels
+    return *_pixels(problem), problem.filling * problem.pixels
 
 
 def _transpose(problem: Problem) -> tuple[float, ...]:

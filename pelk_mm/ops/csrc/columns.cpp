@@ -318,17 +318,13 @@ void run_row(const Axis& cols, const Boxes& boxes, int64_t frequency,
   const Row weights = {weight, weight + 2 * scratch.kernel.half};
   const Row row = {scratch.re, scratch.im};
   const Row sums = {scratch.partial, scratch.partial + scratch.part(cols)};
-  const int vectors = int(scratch.width / kLanes);
-  const int groups = (vectors + most_vectors(kWork) - 1) / most_vectors(kWork);
-  for (int g = 0, v = 0; g < groups; ++g) {
-    const int tile = (vectors - v + groups - g - 1) / (groups - g);
+  split(scratch.width / kLanes, most_vectors(kWork), [&](int64_t v, int64_t count) {
     // The sums of every cell start from the first tile.
-    const bool fresh = g == 0, all = fresh && (kWork & kCorrelate);
-    tile_of<kWork>(tile)(boxes, v * kLanes, all ? 0 : scratch.begin[v + tile - 1],
-                         all ? cols.cells : scratch.end[v], weights, row, row, sums,
-                         fresh);
-    v += tile;
-  }
+    const bool fresh = v == 0, all = fresh && (kWork & kCorrelate);
+    tile_of<kWork>(int(count))(boxes, v * kLanes, all ? 0 : scratch.begin[v + count - 1],
+                               all ? cols.cells : scratch.end[v], weights, row, row, sums,
+                               fresh);
+  });
 }
 
 // Spectra of a kernel's columns, scaled so that their products with a plane's transform
@@ -371,10 +367,8 @@ struct Fetching {
   int64_t step;
 
   Fetching(const Plane& plane, int64_t frequencies)
-      : lines(static_cast<const char*>(plane.data)), step(0) {
-    const int64_t bytes = plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
-    if (lines) step = (bytes + frequencies - 1) / frequencies;
-  }
+      : lines(static_cast<const char*>(plane.data)),
+        step((bytes_to_read(plane) + frequencies - 1) / frequencies) {}
 
   void fetch(int64_t frequency) const {
     for (int64_t at = 0; at < step; at += kLine)

@@ -123,49 +123,24 @@ constexpr int kGatherRows = PELK_REGISTERS >= 32 ? 4 : 3;
 // Two vectors of each output row, the inputs and a weight must fit.
 constexpr int kGatherVectors = (PELK_REGISTERS - 1) / (2 * kGatherRows + 1);
 
-struct GatherTable {
-  GatherTile of[kGatherRows + 1][kGatherVectors + 1];
-};
-
-template <int kRows, int kVectors>
-constexpr void fill_gather(GatherTable& table) {
-  table.of[kRows][kVectors] = &gather<kRows, kVectors>;
-  if constexpr (kVectors < kGatherVectors) {
-    fill_gather<kRows, kVectors + 1>(table);
-  } else if constexpr (kRows < kGatherRows) {
-    fill_gather<kRows + 1, 1>(table);
+struct GatherTiles {
+  using Tile = GatherTile;
+  template <int kRows, int kVectors>
+  static constexpr Tile of() {
+    return &gather<kRows, kVectors>;
   }
-}
-
-constexpr GatherTable make_gather_table() {
-  GatherTable table = {};
-  fill_gather<1, 1>(table);
-  return table;
-}
-
-constexpr GatherTable kGather = make_gather_table();
-
-struct MixTable {
-  Mix of[kMaxRows + 1][kMaxVectors + 1];
 };
+constexpr TileTable<GatherTiles, kGatherRows, kGatherVectors> kGather;
 
-template <int kRows, int kVectors>
-constexpr void fill_mix(MixTable& table) {
-  if constexpr (kVectors <= vectors_for(kRows)) {
-    table.of[kRows][kVectors] = &mix<kRows, kVectors>;
-    fill_mix<kRows, kVectors + 1>(table);
-  } else if constexpr (kRows < kMaxRows) {
-    fill_mix<kRows + 1, 1>(table);
+struct MixTiles {
+  using Tile = Mix;
+  template <int kRows, int kVectors>
+  static constexpr Tile of() {
+    if constexpr (kVectors <= vectors_for(kRows)) return &mix<kRows, kVectors>;
+    return nullptr;
   }
-}
-
-constexpr MixTable make_mix_table() {
-  MixTable table = {};
-  fill_mix<1, 1>(table);
-  return table;
-}
-
-constexpr MixTable kMix = make_mix_table();
+};
+constexpr TileTable<MixTiles, kMaxRows, kMaxVectors> kMix;
 
 // sums[i * stride + j] += <g[i], s[j]> over `rows` rows of `vectors` vectors; a sum is
 // kept as one vector of partial sums.
@@ -204,27 +179,14 @@ void inner(float* sums, int64_t stride, const float* const* g, int64_t g_stride,
 constexpr int kMaxG = PELK_REGISTERS >= 32 ? 6 : 4;
 constexpr int kMaxS = PELK_REGISTERS >= 32 ? 4 : 2;
 
-struct InnerTable {
-  Inner of[kMaxG + 1][kMaxS + 1];
-};
-
-template <int kG, int kS>
-constexpr void fill_inner(InnerTable& table) {
-  table.of[kG][kS] = &inner<kG, kS>;
-  if constexpr (kS < kMaxS) {
-    fill_inner<kG, kS + 1>(table);
-  } else if constexpr (kG < kMaxG) {
-    fill_inner<kG + 1, 1>(table);
+struct InnerTiles {
+  using Tile = Inner;
+  template <int kG, int kS>
+  static constexpr Tile of() {
+    return &inner<kG, kS>;
   }
-}
-
-constexpr InnerTable make_inner_table() {
-  InnerTable table = {};
-  fill_inner<1, 1>(table);
-  return table;
-}
-
-constexpr InnerTable kInner = make_inner_table();
+};
+constexpr TileTable<InnerTiles, kMaxG, kMaxS> kInner;
 
 // ---------------------------------------------------------------- strips and rows
 
@@ -286,18 +248,15 @@ struct Reach {
 void mix_row(float* const* out, int count, const float* const* in, const float* weight,
              int64_t stride, const Strip& strip, const Reach& reach) {
   const int vectors = int(strip.padded / kLanes);
-  const int groups = (count + kMaxRows - 1) / kMaxRows;
-  for (int g = 0, row = 0; g < groups; ++g) {
-    const int rows = (count - row + groups - g - 1) / (groups - g);
-    const int most = vectors_for(rows);
+  split(count, kMaxRows, [&](int64_t row, int64_t rows) {
+    const int most = vectors_for(int(rows));
     for (int v = 0; v < vectors;) {
       const int tile = vectors - v < most ? vectors - v : most;
       kMix.of[rows][tile](out + row, in, v * kLanes, reach.begin[v + tile - 1],
                           reach.end[v], weight + row, stride);
       v += tile;
     }
-    row += rows;
-  }
+  });
 }
 
 // ---------------------------------------------------------------- convolution
@@ -630,20 +589,15 @@ void weight_grad(const Axis& rows, const Axis& cols, const Plane& x, const Plane
           scratch.down[a] =
               scratch.grads + rows.level[a] * grad_step + row * strip.pitch;
         }
-        const int a_groups = (a1 - a0 + kMaxG - 1) / kMaxG;
-        const int b_groups = (b1 - b0 + kMaxS - 1) / kMaxS;
-        for (int i = 0, a = a0; i < a_groups; ++i) {
-          const int a_count = (a1 - a + a_groups - i - 1) / (a_groups - i);
-          for (int j = 0, b = b0; j < b_groups; ++j) {
-            const int b_count = (b1 - b + b_groups - j - 1) / (b_groups - j);
+        split(a1 - a0, kMaxG, [&](int64_t i, int64_t a_count) {
+          split(b1 - b0, kMaxS, [&](int64_t j, int64_t b_count) {
+            const int64_t a = a0 + i, b = b0 + j;
             kInner.of[a_count][b_count](
-                scratch.sums + (int64_t(a) * cols.cells + b) * kLanes, cols.cells,
+                scratch.sums + (a * cols.cells + b) * kLanes, cols.cells,
                 scratch.down + a, strip.pitch, scratch.in + b, line_step, count,
                 strip.padded / kLanes);
-            b += b_count;
-          }
-          a += a_count;
-        }
+          });
+        });
       }
     }
     for (int64_t i = 0; i < cells; ++i) {

@@ -162,11 +162,9 @@ struct Fetching {
   }
 };
 
-// `plane` null fetches nothing.
 Fetching fetching(const Fourier& f, float* spectrum, int64_t block, const Plane& plane) {
-  const int64_t bytes = plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
   const int64_t points = block_count(f) * f.along.length;
-  const int64_t step = plane.data ? round_up((bytes + points - 1) / points, kLine) : 0;
+  const int64_t step = round_up((bytes_to_read(plane) + points - 1) / points, kLine);
   return {rows_of(f, spectrum, block),
           static_cast<const char*>(plane.data) + block * f.along.length * step, step};
 }

@@ -369,6 +369,12 @@ Plane image(const Images& images, int64_t n) {
           images.first.height, images.first.width, images.first.type};
 }
 
+// None of a plane without data.
+int64_t bytes_to_read(const Plane& plane) {
+  if (!plane.data) return 0;
+  return plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
+}
+
 // What is read after image n; no data if there is nothing.
 Plane after(const Images& images, int64_t n) {
   if (n + 1 < images.count) return image(images, n + 1);

@@ -84,6 +84,8 @@ struct PixelJob {
 
 struct PixelKernels {
   int64_t lanes;  // of a vector: no fewer channels are needed
+  // The channel that a vector starts from: the last vector overlaps the one before.
+  int64_t (*channel)(const PixelJob& job, int64_t vector);
   size_t (*scratch)(const PixelJob& job);
   // Output rows [top, bottom) of an image. `bias` may be null.
   void (*convolve)(const PixelJob& job, const Pixels& x, const float* weight,

@@ -222,10 +222,11 @@ constexpr int64_t element_size(int32_t type) { return type == kFloat32 ? 4 : 2; 
 
 extern "C" {
 
-// A tensor (N, C, H, W) whose planes are dense; strides in elements.
+// A tensor (N, C, H, W) as a batch of matrices, strides in elements: of planes, a row for
+// each channel, or of pixels, a row for each pixel.
 struct PelkTensor {
   const char* data;
-  int64_t batch_stride, channel_stride;
+  int64_t batch_stride, row_stride;
 };
 
 struct PelkJob {
@@ -239,7 +240,7 @@ struct PelkJob {
 
 static pelk::Plane plane_of(const PelkJob* job, const PelkTensor* tensor, int64_t n,
                             int64_t c) {
-  const int64_t at = n * tensor->batch_stride + c * tensor->channel_stride;
+  const int64_t at = n * tensor->batch_stride + c * tensor->row_stride;
   return {tensor->data + at * pelk::element_size(job->type), job->height, job->width,
           pelk::Type(job->type)};
 }
@@ -287,7 +288,7 @@ static pelk::Images images_of(const PelkJob* job, const PelkTensor* tensor, int6
   // Threads take channels in turn.
   const bool more = c + job->threads < job->channels;
   return {plane_of(job, tensor, 0, c), job->batch, tensor->batch_stride * size,
-          more ? job->threads * tensor->channel_stride * size : 0};
+          more ? job->threads * tensor->row_stride * size : 0};
 }
 
 // y (contiguous) = convolution of x with `weight`, (C, row_cells, col_cells) floats.
@@ -372,16 +373,10 @@ PELK_EXPORT int pelk_fourier_gradients(const PelkJob* job, const PelkTensor* x,
   return 2;
 }
 
-// A batch of matrices in memory; strides in elements.
-struct PelkMatrices {
-  const char* data;
-  int64_t batch_stride, row_stride;
-};
-
 // to[n][j][i] = from[n][i][j] for `rows` rows and `cols` columns of `from`. Of the job, the
 // version, threads, type and batch count.
-PELK_EXPORT int pelk_transpose(const PelkJob* job, const PelkMatrices* from,
-                               const PelkMatrices* to, int64_t rows, int64_t cols) {
+PELK_EXPORT int pelk_transpose(const PelkJob* job, const PelkTensor* from,
+                               const PelkTensor* to, int64_t rows, int64_t cols) {
   constexpr int64_t kBlock = 128;  // several lines of the cache each way
   const auto transpose = *pelk::versions[job->version].kernels->transpose;
   const int64_t size = pelk::element_size(job->type);
@@ -424,20 +419,17 @@ struct PixelCall {
     block.channels = lanes;
   }
 
-  int64_t channel(int64_t vector) const {
-    const int64_t last = job->channels - lanes;
-    return vector * lanes < last ? vector * lanes : last;
-  }
+  int64_t channel(int64_t vector) const { return kernels->pixels->channel(all, vector); }
   int64_t skip(int64_t vector) const { return vector * lanes - channel(vector); }
   size_t block_bytes() const { return (pixels * lanes * sizeof(float) + 63) / 64 * 64; }
 
-  static pelk::Pixels of(const PelkMatrices* maps, int64_t n = 0) {
+  static pelk::Pixels of(const PelkTensor* maps, int64_t n = 0) {
     float* data = const_cast<float*>(reinterpret_cast<const float*>(maps->data));
     return {data + n * maps->batch_stride, maps->batch_stride, maps->row_stride};
   }
 
   // Reads a vector of channels of an image of planes.
-  pelk::Pixels read(const PelkMatrices* planes, int64_t n, int64_t channel,
+  pelk::Pixels read(const PelkTensor* planes, int64_t n, int64_t channel,
                     char* memory) const {
     const float* from = of(planes, n).data + channel * planes->row_stride;
     (*kernels->transpose)(from, planes->row_stride, memory, lanes, lanes, pixels,
@@ -446,7 +438,7 @@ struct PixelCall {
   }
 
   // Writes the channels of a vector but for the first `skip` ones.
-  void write(const pelk::Pixels& from, const PelkMatrices* planes, int64_t n,
+  void write(const pelk::Pixels& from, const PelkTensor* planes, int64_t n,
              int64_t channel, int64_t skip, char* memory) const {
     float* to = of(planes, n).data + channel * planes->row_stride;
     if (skip == 0) {
@@ -462,11 +454,11 @@ struct PixelCall {
   }
 };
 
-// pelk_convolve for float32 maps. With `planes`, a matrix has channels as rows and pixels
-// as columns, else the other way round; `weight` is ordered [tap][channel].
+// pelk_convolve for float32 maps, of planes or else of pixels; `weight` is ordered
+// [tap][channel].
 PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, int32_t planes,
-                                     const PelkMatrices* x, const float* weight,
-                                     const float* bias, const PelkMatrices* y) {
+                                     const PelkTensor* x, const float* weight,
+                                     const float* bias, const PelkTensor* y) {
   const PixelCall call(job);
   const auto convolve = call.kernels->pixels->convolve;
   if (planes) {
@@ -497,7 +489,7 @@ PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, int32_t planes,
 
 // pelk_weight_grad for the same; `result` is ordered like the weights.
 PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, int32_t planes,
-                                        const PelkMatrices* x, const PelkMatrices* grad,
+                                        const PelkTensor* x, const PelkTensor* grad,
                                         float* result) {
   const PixelCall call(job);
   const pelk::PixelKernels& kernels = *call.kernels->pixels;

@@ -27,6 +27,19 @@ struct Span {
         end(int(larger(begin, smaller(length, width - from)))) {}
 };
 
+// Calls add(u) for the pixels of a span of kLength that are on the map.
+template <int kLength, class Add>
+PELK_INLINE inline void walk(const Span& span, const Add& add) {
+  if (span.begin == 0 && span.end == kLength) {
+#pragma GCC unroll 32
+    for (int u = 0; u < kLength; ++u) add(u);
+  } else {
+#pragma GCC unroll 32
+    for (int u = 0; u < kLength; ++u)
+      if (u >= span.begin && u < span.end) add(u);
+  }
+}
+
 // ---------------------------------------------------------------- convolution
 
 // out = start + what kTaps taps of each of `rows` kernel rows give kPixels pixels.
@@ -48,14 +61,7 @@ void convolve_tile(const float* x, int64_t step, int64_t row_step, const Span& s
       for (int j = 0; j < kTaps; ++j)
         if (u - j >= 0 && u - j < kPixels) row[u - j] += taps[j] * value;
     };
-    if (span.begin == 0 && span.end == kPixels + kTaps - 1) {
-#pragma GCC unroll 32
-      for (int u = 0; u < kPixels + kTaps - 1; ++u) add(u);
-    } else {
-#pragma GCC unroll 32
-      for (int u = 0; u < kPixels + kTaps - 1; ++u)
-        if (u >= span.begin && u < span.end) add(u);
-    }
+    walk<kPixels + kTaps - 1>(span, add);
     x += row_step;
     weight += weight_row_step;
   };
@@ -72,7 +78,7 @@ void convolve_tile(const float* x, int64_t step, int64_t row_step, const Span& s
 // sums[j] += sum over kPixels pixels of their gradient times the input under tap j.
 template <int kPixels, int kTaps>
 PELK_INLINE inline void correlate_tile(const float* x, int64_t step, const Span& span,
-                                const float* grad, int64_t grad_step, Vec* sums) {
+                                       const float* grad, int64_t grad_step, Vec* sums) {
   Vec own[kPixels];
 #pragma GCC unroll 8
   for (int t = 0; t < kPixels; ++t) own[t] = load(grad + t * grad_step);
@@ -82,58 +88,22 @@ PELK_INLINE inline void correlate_tile(const float* x, int64_t step, const Span&
     for (int j = 0; j < kTaps; ++j)
       if (u - j >= 0 && u - j < kPixels) sums[j] += own[u - j] * value;
   };
-  if (span.begin == 0 && span.end == kPixels + kTaps - 1) {
-#pragma GCC unroll 16
-    for (int u = 0; u < kPixels + kTaps - 1; ++u) add(u);
-  } else {
-#pragma GCC unroll 16
-    for (int u = 0; u < kPixels + kTaps - 1; ++u)
-      if (u >= span.begin && u < span.end) add(u);
-  }
+  walk<kPixels + kTaps - 1>(span, add);
 }
 
-// ---------------------------------------------------------------- tables of tiles
-
-using ConvolveTile = void (*)(const float* x, int64_t step, int64_t row_step,
-                              const Span& span, const float* weight, int64_t tap_step,
-                              int64_t weight_row_step, int64_t rows,
-                              const float* start, int64_t start_step, float* out,
-                              int64_t out_step);
-
-struct ConvolveTable {
-  ConvolveTile of[kMaxPixels + 1][kMaxTaps + 1];
+struct ConvolveTiles {
+  using Tile = void (*)(const float* x, int64_t step, int64_t row_step, const Span& span,
+                        const float* weight, int64_t tap_step, int64_t weight_row_step,
+                        int64_t rows, const float* start, int64_t start_step, float* out,
+                        int64_t out_step);
+  template <int kPixels, int kTaps>
+  static constexpr Tile of() {
+    return &convolve_tile<kPixels, kTaps>;
+  }
 };
-
-template <int kPixels, int kTaps>
-constexpr void fill(ConvolveTable& table) {
-  table.of[kPixels][kTaps] = &convolve_tile<kPixels, kTaps>;
-  if constexpr (kTaps < kMaxTaps) {
-    fill<kPixels, kTaps + 1>(table);
-  } else if constexpr (kPixels < kMaxPixels) {
-    fill<kPixels + 1, 1>(table);
-  }
-}
-
-constexpr ConvolveTable make_table() {
-  ConvolveTable table = {};
-  fill<1, 1>(table);
-  return table;
-}
-
-constexpr ConvolveTable kConvolve = make_table();
+constexpr TileTable<ConvolveTiles, kMaxPixels, kMaxTaps> kConvolve;
 
 // ---------------------------------------------------------------- rows
-
-// Splits `count` into even parts of at most `most` and calls work(first, size) for each.
-template <class Work>
-void split(int64_t count, int64_t most, const Work& work) {
-  const int64_t parts = (count + most - 1) / most;
-  for (int64_t part = 0, first = 0; part < parts; ++part) {
-    const int64_t size = (count - first + parts - part - 1) / (parts - part);
-    work(first, size);
-    first += size;
-  }
-}
 
 // The kernel rows that meet the map from an output row: [begin, end).
 struct Rows {
@@ -281,7 +251,8 @@ size_t scratch_size(const PixelJob& job) {
 
 }  // namespace
 
-extern const PixelKernels pixel_kernels = {kLanes, scratch_size, convolve, weight_grad};
+extern const PixelKernels pixel_kernels = {kLanes, channel_of, scratch_size, convolve,
+                                           weight_grad};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

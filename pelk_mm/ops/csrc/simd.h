@@ -49,6 +49,36 @@ inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Splits `count` into even parts of at most `most` and calls work(first, size) for each.
+template <class Work>
+PELK_INLINE inline void split(int64_t count, int64_t most, const Work& work) {
+  const int64_t parts = (count + most - 1) / most;
+  for (int64_t part = 0, first = 0; part < parts; ++part) {
+    const int64_t size = (count - first + parts - part - 1) / (parts - part);
+    work(first, size);
+    first += size;
+  }
+}
+
+// The register tiles of every size: of[i][j] is Tiles::of<i, j>(), for i and j from 1.
+template <class Tiles, int kRows, int kCols>
+struct TileTable {
+  typename Tiles::Tile of[kRows + 1][kCols + 1] = {};
+
+  constexpr TileTable() { fill<1, 1>(); }
+
+ private:
+  template <int i, int j>
+  constexpr void fill() {
+    of[i][j] = Tiles::template of<i, j>();
+    if constexpr (j < kCols) {
+      fill<i, j + 1>();
+    } else if constexpr (i < kRows) {
+      fill<i + 1, 1>();
+    }
+  }
+};
+
 // ---------------------------------------------------------------- transposition
 
 #ifdef __clang__

@@ -117,6 +117,8 @@ def _borrowed_threads() -> int | None:
 
 
 _PROCESS = os.getpid()
+#: Bytes from which on a tensor is worth huge pages of 2 MiB.
+_HUGE = 4 * 2**20
 
 
 def _has_dense_planes(x: Tensor) -> bool:
@@ -145,6 +147,19 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _empty_like(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Memory of the shape and dtype of a tensor, of huge pages where it is large.
+
+    A large tensor is new memory, of which the kernel of the system clears every page
+    that is touched: by pages of 4 KiB that takes as long as the convolution. NumPy
+    asks for huge pages in the same way, from the same size on.
+    """
+    out = torch.empty_like(x, memory_format=layout)
+    if out.nbytes >= _HUGE:
+        _library().pelk_use_huge_pages(_address(out), ctypes.c_size_t(out.nbytes))
+    return out
+
+
 def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
     """The same values in a layout.
 
@@ -163,7 +178,7 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
     if not (has_matrices and x.numel()):
         return x.contiguous(memory_format=wanted)
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-    out = torch.empty_like(x, memory_format=wanted)
+    out = _empty_like(x, wanted)
     size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
     job, _grids = _job(x, (), ())
     _check(
@@ -255,7 +270,7 @@ def convolve(
     Raises:
         ValueError: There are no such transforms, or they are too short.
     """
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = _empty_like(x, torch.contiguous_format)
     if not out.numel():
         return out
     x = in_format(x, torch.contiguous_format)
@@ -334,14 +349,14 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     layout = memory_format(x)
     if not x.numel():
-        return torch.empty_like(x, memory_format=layout)
+        return _empty_like(x, layout)
     channels, *kernel = weight.shape
     if channels < LANES[instruction_set()]:
         bias = None if bias is None else _fill_vector(bias[None, :, None, None]).ravel()
         out = convolve_pixels(_fill_vector(x), _fill_vector(weight[None])[0], bias)
         return out[:, :channels].contiguous(memory_format=layout)
     x = in_format(x, layout)
-    out = torch.empty_like(x, memory_format=layout)
+    out = _empty_like(x, layout)
     weight = weight.float().permute(1, 2, 0).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     job, planes = _pixel_job(x, kernel)
@@ -412,7 +427,7 @@ def fourier_gradients(
     """
     grad_x = grad_weight = None
     if weight is not None:
-        grad_x = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        grad_x = _empty_like(grad, torch.contiguous_format)
         weight = weight.float().contiguous()
     if x is not None:
         grad_weight = torch.zeros(

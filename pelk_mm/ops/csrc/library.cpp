@@ -11,6 +11,11 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace pelk {
@@ -251,6 +256,18 @@ PELK_EXPORT const char* pelk_version_name(int i) {
 }
 
 PELK_EXPORT int pelk_version_supported(int i) { return pelk::versions[i].supported(); }
+
+// Asks for huge pages behind memory that is about to be written, where there are such.
+PELK_EXPORT void pelk_use_huge_pages(char* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (uintptr_t(data) + page - 1) / page * page;
+  const uintptr_t end = (uintptr_t(data) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
 
 static PelkTensor contiguous(const PelkJob* job, const char* data) {
   const int64_t plane = job->height * job->width;

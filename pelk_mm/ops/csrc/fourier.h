@@ -20,13 +20,13 @@ constexpr int64_t kLine = 64;
 
 // ---------------------------------------------------------------- butterflies
 
-// Discrete Fourier transforms of kRadix points in registers.
+// Discrete Fourier transforms of kRadix points, inlined or they would go through memory.
 template <int kRadix>
 struct Butterfly;
 
 template <>
 struct Butterfly<2> {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     const Vec r = re[0] - re[1], i = im[0] - im[1];
     re[0] += re[1];
     im[0] += im[1];
@@ -37,7 +37,7 @@ struct Butterfly<2> {
 
 template <>
 struct Butterfly<3> {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     constexpr float kSine = 0.866025403784438647f;
     const Vec sum_r = re[1] + re[2], sum_i = im[1] + im[2];
     const Vec turn_r = kSine * (im[1] - im[2]), turn_i = kSine * (re[2] - re[1]);
@@ -53,7 +53,7 @@ struct Butterfly<3> {
 
 template <>
 struct Butterfly<4> {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     const Vec even_r = re[0] + re[2], even_i = im[0] + im[2];
     const Vec skew_r = re[0] - re[2], skew_i = im[0] - im[2];
     const Vec odd_r = re[1] + re[3], odd_i = im[1] + im[3];
@@ -71,7 +71,7 @@ struct Butterfly<4> {
 
 template <>
 struct Butterfly<5> {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     constexpr float kCosine1 = 0.309016994374947424f, kSine1 = 0.951056516295153572f;
     constexpr float kCosine2 = -0.809016994374947424f, kSine2 = 0.587785252292473129f;
     const Vec sum1_r = re[1] + re[4], sum1_i = im[1] + im[4];
@@ -101,7 +101,7 @@ struct Butterfly<5> {
 
 template <>
 struct Butterfly<8> {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     constexpr float kHalf = 0.707106781186547524f;
     Vec even_r[4] = {re[0], re[2], re[4], re[6]}, even_i[4] = {im[0], im[2], im[4], im[6]};
     Vec odd_r[4] = {re[1], re[3], re[5], re[7]}, odd_i[4] = {im[1], im[3], im[5], im[7]};
@@ -128,7 +128,7 @@ struct Butterfly<8> {
 // Twice an odd radix: Good and Thomas' map of the indices needs no twiddles.
 template <int kOdd>
 struct PrimeFactor {
-  static inline void run(Vec* re, Vec* im) {
+  static PELK_INLINE void run(Vec* re, Vec* im) {
     Vec half_r[2][kOdd], half_i[2][kOdd];
 #pragma GCC unroll 8
     for (int n = 0; n < kOdd; ++n) {
@@ -293,7 +293,8 @@ struct Columns {
   }
 
  private:
-  Vec part(int64_t row, int64_t begin) const {
+  // Inlined into every pass these would take a minute to compile.
+  PELK_NOINLINE Vec part(int64_t row, int64_t begin) const {
     float values[kLanes] = {};
     const int64_t count = smaller(kLanes, plane.width - begin);
     if (count > 0)
@@ -301,7 +302,7 @@ struct Columns {
     return pelk::PELK_ISA::load(values);
   }
 
-  void put(int64_t row, int64_t begin, Vec vector) const {
+  PELK_NOINLINE void put(int64_t row, int64_t begin, Vec vector) const {
     float values[kLanes];
     pelk::PELK_ISA::store(values, vector);
     const int64_t count = smaller(kLanes, plane.width - begin);

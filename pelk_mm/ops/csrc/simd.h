@@ -13,6 +13,7 @@
 #endif
 
 #define PELK_INLINE __attribute__((always_inline))
+#define PELK_NOINLINE __attribute__((noinline))
 
 namespace pelk {
 namespace PELK_ISA {

@@ -130,6 +130,38 @@ struct Row {
 // What a tile computes of the box sums that it reads.
 enum Work { kConvolve = 1, kConvolveTurned = 2, kCorrelate = 4 };
 
+// With many registers complex products are of three real ones (Gauss), and the additions
+// that this takes have units of their own.
+constexpr bool kThreeProducts = PELK_REGISTERS >= 32;
+
+// A factor, a number or vectors of them.
+template <class T>
+struct Complex {
+  T re, im, sum;
+
+  Complex(T re, T im) : re(re), im(im), sum(kThreeProducts ? re + im : T{}) {}
+};
+
+// A sum of products of complex vectors.
+struct Products {
+  Vec p = {}, q = {}, s = {};
+
+  template <class T>
+  PELK_INLINE void add(const Complex<T>& a, const Complex<Vec>& b) {
+    p += a.re * b.re;
+    if constexpr (kThreeProducts) {
+      q += a.im * b.im;
+      s += a.sum * b.sum;
+    } else {
+      s += a.re * b.im;
+      p -= a.im * b.im;
+      s += a.im * b.re;
+    }
+  }
+  Vec re() const { return kThreeProducts ? p - q : p; }
+  Vec im() const { return kThreeProducts ? s - p - q : s; }
+};
+
 // Of kVectors vectors of columns from x on and the cells in [b0, b1)
 //   kConvolve:        out[x..] = sum of conj(weight[b]) * box sum of b
 //   kConvolveTurned:  out[x..] = sum of weight[b] * box sum of b
@@ -141,7 +173,7 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
               const Row& own, const Row& out, const Row& sums, bool fresh) {
   constexpr bool kMixes = kWork & (kConvolve | kConvolveTurned);
   constexpr float kSign = kWork & kConvolve ? -1.0f : 1.0f;
-  Vec re[kVectors] = {}, im[kVectors] = {};
+  Products mixed[kVectors];
   Vec own_re[kVectors], own_im[kVectors];
   if constexpr (kWork & kCorrelate) {
 #pragma GCC unroll 8
@@ -152,71 +184,45 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
   }
   for (int b = b0; b < b1; ++b) {
     const float* from = boxes.lines + boxes.offset[b] + x;
-    // Two chains a part, as one would wait for every addition.
-    Vec sum_re[2] = {}, sum_im[2] = {};
-    float w_re = 0.0f, w_im = 0.0f;
-    if constexpr (kMixes) w_re = weight.re[b], w_im = kSign * weight.im[b];
+    Products conjugate;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const Vec box_re = once(load(from + v * kLanes));
-      const Vec box_im = once(load(from + boxes.step + v * kLanes));
-      if constexpr (kMixes) {
-        re[v] += w_re * box_re;
-        im[v] += w_re * box_im;
-        re[v] -= w_im * box_im;
-        im[v] += w_im * box_re;
-      }
-      if constexpr (kWork & kCorrelate) {
-        sum_re[0] += own_re[v] * box_re;
-        sum_re[1] += own_im[v] * box_im;
-        sum_im[0] += own_im[v] * box_re;
-        sum_im[1] -= own_re[v] * box_im;
-      }
+      const Complex<Vec> box(once(load(from + v * kLanes)),
+                             once(load(from + boxes.step + v * kLanes)));
+      if constexpr (kMixes)
+        mixed[v].add(Complex<float>(weight.re[b], kSign * weight.im[b]), box);
+      if constexpr (kWork & kCorrelate)
+        conjugate.add(Complex<Vec>(own_re[v], -own_im[v]), box);
     }
     if constexpr (kWork & kCorrelate) {
       float *to_re = sums.re + b * kLanes, *to_im = sums.im + b * kLanes;
-      const Vec total_re = sum_re[0] + sum_re[1], total_im = sum_im[0] + sum_im[1];
-      store(to_re, fresh ? total_re : load(to_re) + total_re);
-      store(to_im, fresh ? total_im : load(to_im) + total_im);
+      store(to_re, fresh ? conjugate.re() : load(to_re) + conjugate.re());
+      store(to_im, fresh ? -conjugate.im() : load(to_im) - conjugate.im());
     }
   }
   if constexpr (kMixes) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      store(out.re + x + v * kLanes, re[v]);
-      store(out.im + x + v * kLanes, im[v]);
+      store(out.re + x + v * kLanes, mixed[v].re());
+      store(out.im + x + v * kLanes, mixed[v].im());
     }
   }
 }
 
-using Tile = void (*)(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
-                      const Row& own, const Row& out, const Row& sums, bool fresh);
-
-// Both parts of a tile's columns, of `own` and `out`, must fit in the registers.
+// Both parts of a tile's columns, of the result and of `own`, must fit in the registers.
 constexpr int most_vectors(int work) {
-  return PELK_REGISTERS >= 32 ? (work & kCorrelate ? 4 : 6) : (work & kCorrelate ? 2 : 4);
+  return PELK_REGISTERS >= 32 ? (work & kCorrelate ? 4 : 8) : (work & kCorrelate ? 2 : 4);
 }
 
 template <int kWork>
-Tile tile_of(int vectors) {
-  switch (vectors) {
-    case 1: return run_tile<1, kWork>;
-    case 2: return run_tile<2, kWork>;
+struct Tiles {
+  using Tile = void (*)(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
+                        const Row& own, const Row& out, const Row& sums, bool fresh);
+  template <int, int vectors>
+  static constexpr Tile of() {
+    return run_tile<vectors, kWork>;
   }
-  if constexpr (most_vectors(kWork) >= 4) {
-    switch (vectors) {
-      case 3: return run_tile<3, kWork>;
-      case 4: return run_tile<4, kWork>;
-    }
-  }
-  if constexpr (most_vectors(kWork) >= 6) {
-    switch (vectors) {
-      case 5: return run_tile<5, kWork>;
-      case 6: return run_tile<6, kWork>;
-    }
-  }
-  return nullptr;
-}
+};
 
 // Lane i of the result is the sum of the lanes of tile[i].
 template <int kStep = 1>
@@ -318,12 +324,13 @@ void run_row(const Axis& cols, const Boxes& boxes, int64_t frequency,
   const Row weights = {weight, weight + 2 * scratch.kernel.half};
   const Row row = {scratch.re, scratch.im};
   const Row sums = {scratch.partial, scratch.partial + scratch.part(cols)};
-  split(scratch.width / kLanes, most_vectors(kWork), [&](int64_t v, int64_t count) {
+  constexpr int kMost = most_vectors(kWork);
+  static constexpr TileTable<Tiles<kWork>, 1, kMost> tiles;
+  split(scratch.width / kLanes, kMost, [&](int64_t v, int64_t count) {
     // The sums of every cell start from the first tile.
     const bool fresh = v == 0, all = fresh && (kWork & kCorrelate);
-    tile_of<kWork>(int(count))(boxes, v * kLanes, all ? 0 : scratch.begin[v + count - 1],
-                               all ? cols.cells : scratch.end[v], weights, row, row, sums,
-                               fresh);
+    tiles.of[1][count](boxes, v * kLanes, all ? 0 : scratch.begin[v + count - 1],
+                       all ? cols.cells : scratch.end[v], weights, row, row, sums, fresh);
   });
 }
 

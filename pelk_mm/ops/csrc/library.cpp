@@ -34,11 +34,13 @@ struct Plan {
     }
   }
 
-  // The level of sums of `size` taps, made by halving where that is even.
+  // The level of sums of `size` taps: twice half of them where that is a power of two,
+  // else the largest power of two below and the rest.
   int32_t level_of(int32_t size) {
     for (size_t q = 0; q < sizes.size(); ++q)
       if (sizes[q] == size) return int32_t(q);
-    const int32_t shift = size % 2 ? size - 1 : size / 2;
+    int32_t shift = 1;
+    while (2 * shift < size) shift *= 2;
     const int32_t first = level_of(shift);
     const int32_t second = level_of(size - shift);
     levels.push_back({first, second, size, shift});

@@ -122,8 +122,9 @@ _HUGE = 4 * 2**20
 
 
 def _has_dense_planes(x: Tensor) -> bool:
-    height, width = x.shape[-2:]
-    return (x.stride(3) == 1 or width == 1) and (x.stride(2) == width or height == 1)
+    _, _, height, width = x.shape
+    _, _, row, column = x.stride()
+    return (column == 1 or width == 1) and (row == width or height == 1)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -136,12 +137,15 @@ def memory_format(x: Tensor) -> torch.memory_format:
         channels_last where the channels of a pixel lie together, also if they are a
         part of more channels; else contiguous_format.
     """
+    if x.is_contiguous():
+        return torch.contiguous_format
     _, channels, _, width = x.shape
+    _, channel, row, column = x.stride()
     if (
-        not _has_dense_planes(x)
-        and x.stride(1) == 1
-        and x.stride(3) >= channels
-        and x.stride(2) == width * x.stride(3)
+        channel == 1
+        and column >= channels
+        and row == width * column
+        and not _has_dense_planes(x)
     ):
         return torch.channels_last
     return torch.contiguous_format
@@ -171,6 +175,8 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
     Returns:
         `x` itself where it is so, else a copy.
     """
+    if wanted == torch.contiguous_format and x.is_contiguous():
+        return x
     found = memory_format(x)
     has_matrices = found == torch.channels_last or _has_dense_planes(x)
     if found == wanted and has_matrices:
@@ -321,17 +327,26 @@ def weight_grad(
     return out
 
 
-def _pixel_job(x: Tensor, kernel: tuple[int, int]) -> tuple[_Job, ctypes.c_int32]:
+def _pixel_job(
+    x: Tensor, kernel: tuple[int, int], layout: torch.memory_format
+) -> tuple[_Job, ctypes.c_int32]:
     """Describe a call, and whether its maps are planes."""
     job, _ = _job(x, (), ())
     job.row_cells, job.col_cells = kernel
-    return job, ctypes.c_int32(memory_format(x) == torch.contiguous_format)
+    return job, ctypes.c_int32(layout == torch.contiguous_format)
+
+
+def _missing(channels: int) -> int:
+    """Channels that a vector has more."""
+    if channels >= max(LANES.values()):
+        return 0
+    return max(0, LANES[instruction_set()] - channels)
 
 
 def _fill_vector(x: Tensor) -> Tensor:
     """Add channels of zeros until there is a vector of them."""
-    missing = LANES[instruction_set()] - x.shape[1]
-    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
+    missing = _missing(x.shape[1])
+    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -351,15 +366,15 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not x.numel():
         return _empty_like(x, layout)
     channels, *kernel = weight.shape
-    if channels < LANES[instruction_set()]:
+    if _missing(channels):
         bias = None if bias is None else _fill_vector(bias[None, :, None, None]).ravel()
         out = convolve_pixels(_fill_vector(x), _fill_vector(weight[None])[0], bias)
         return out[:, :channels].contiguous(memory_format=layout)
     x = in_format(x, layout)
     out = _empty_like(x, layout)
-    weight = weight.float().permute(1, 2, 0).contiguous()
+    weight = weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    job, planes = _pixel_job(x, kernel)
+    job, planes = _pixel_job(x, kernel, layout)
     _check(
         _library().pelk_convolve_pixels(
             ctypes.byref(job),
@@ -388,7 +403,7 @@ def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tens
     x, grad = (in_format(_fill_vector(maps), layout) for maps in (x, grad))
     out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32, device=x.device)
     if x.numel():
-        job, planes = _pixel_job(x, kernel)
+        job, planes = _pixel_job(x, kernel, layout)
         _check(
             _library().pelk_weight_grad_pixels(
                 ctypes.byref(job),

@@ -473,12 +473,16 @@ struct PixelCall {
   }
 };
 
-// pelk_convolve for float32 maps, of planes or else of pixels; `weight` is ordered
-// [tap][channel].
+// pelk_convolve for float32 maps, of planes or else of pixels.
 PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, int32_t planes,
                                      const PelkTensor* x, const float* weight,
-                                     const float* bias, const PelkTensor* y) {
+                                     const float* bias, const PelkTensor* y) try {
   const PixelCall call(job);
+  const int64_t taps = int64_t(job->row_cells) * job->col_cells;
+  std::vector<float> turned(taps * job->channels);  // [tap][channel]
+  (*call.kernels->transpose)(weight, taps, turned.data(), job->channels, job->channels,
+                             taps, pelk::kFloat32);
+  weight = turned.data();
   const auto convolve = call.kernels->pixels->convolve;
   if (planes) {
     const size_t bytes = call.block_bytes();
@@ -504,9 +508,11 @@ PELK_EXPORT int pelk_convolve_pixels(const PelkJob* job, int32_t planes,
     const int64_t bottom = top + rows < job->height ? top + rows : job->height;
     convolve(call.all, call.of(x, n), weight, bias, call.of(y, n), top, bottom);
   });
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
-// pelk_weight_grad for the same; `result` is ordered like the weights.
+// pelk_weight_grad for the same; `result` is ordered [tap][channel].
 PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, int32_t planes,
                                         const PelkTensor* x, const PelkTensor* grad,
                                         float* result) {

@@ -276,9 +276,9 @@ def floors(seconds: float) -> None:
     and the k'^2 of the weight gradient, and of Fourier transforms the usual
     5 n log2(n) additions and multiplications of n complex points, half of that for real
     ones, and 6 a product of two spectra. With transforms down the columns alone, a
-    frequency takes two additions a column and distinct cell size, and four
-    multiply-adds a column and cell forward, eight for both gradients. Each counts as an
-    instruction.
+    frequency takes two additions a column and distinct cell size, and by products of
+    three multiply-adds and a shared addition four operations a column and cell forward,
+    seven for both gradients. Each counts as an instruction.
 
     Args:
         seconds: Time to spend on a line, about.
@@ -331,7 +331,7 @@ def floors(seconds: float) -> None:
             ),
             (
                 'Fourier down, box sums along, both gradients',
-                (3 + 2 * shared) * column + boxes + 8 * cells * frequencies,
+                (3 + 2 * shared) * column + boxes + 7 * cells * frequencies,
                 lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'column_fft'),
             ),
         ):

@@ -1,6 +1,7 @@
 """The compiled kernels against the float64 reference, on every instruction set."""
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
@@ -405,6 +406,30 @@ def test_offsets_beyond_32_bits(method):
     near = x.clone()
     expected = results(method, near, weight, None, near, (1,) * 3, (1,) * 3)
     assert all(map(torch.equal, found, expected))
+
+
+def flags_of_memory(address):
+    """What the system has noted of the memory at an address."""
+    inside = False
+    for line in Path('/proc/self/smaps').read_text().splitlines():
+        field, _, rest = line.partition(' ')
+        if '-' in field and not field.endswith(':'):
+            first, last = (int(end, 16) for end in field.split('-'))
+            inside = first <= address < last
+        elif inside and field == 'VmFlags:':
+            return rest.split()
+    pytest.skip('this system does not tell the flags of memory')
+
+
+@pytest.mark.skipif(
+    not Path('/sys/kernel/mm/transparent_hugepage').exists(),
+    reason='this system has no transparent huge pages',
+)
+def test_large_outputs_ask_for_huge_pages():
+    x = torch.ones(1, 1, 1024, 1056)
+    out = cpu.convolve(x, torch.ones(1, 1, 1), None, (1,), (1,))
+    assert torch.equal(out, x)
+    assert 'hg' in flags_of_memory(out.data_ptr() + out.nbytes // 2)
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch):

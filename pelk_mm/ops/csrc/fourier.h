@@ -271,45 +271,79 @@ void inverse(const Transform& t, const Points& points, const To& to) {
 
 // ---------------------------------------------------------------- planes and taps
 
-// kLanes real columns of a plane as real parts and the ones `half` later as imaginary
-// parts; point `top` is the first row.
-struct Columns {
-  Plane plane;
-  int64_t top, first, second;
-  float bias;
+// kLanes real columns of a plane as real parts and the ones from `second` on as imaginary
+// parts, in any type and as many as there are; point `top` is the first row.
+class Columns {
+ public:
+  Columns(const Plane& plane, int64_t top, int64_t first, int64_t second, float bias)
+      : plane_(plane),
+        top_(top),
+        last_(plane.type == kFloat32 ? plane.height * plane.width - kLanes : -1),
+        bias_(bias),
+        first_(columns_from(first)),
+        second_(columns_from(second)) {}
 
   PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    const int64_t row = i - top;
-    const bool inside = uint64_t(row) < uint64_t(plane.height);
-    *re = inside ? part(row, first) : Vec{};
-    *im = inside ? part(row, second) : Vec{};
+    const int64_t row = i - top_;
+    const bool inside = uint64_t(row) < uint64_t(plane_.height);
+    *re = inside ? get(row, first_) : Vec{};
+    *im = inside ? get(row, second_) : Vec{};
   }
 
   PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    const int64_t row = i - top;
-    if (uint64_t(row) >= uint64_t(plane.height)) return;
-    put(row, first, re);
-    put(row, second, im);
+    const int64_t row = i - top_;
+    if (uint64_t(row) >= uint64_t(plane_.height)) return;
+    put(row, first_, re);
+    put(row, second_, im);
   }
 
  private:
+  struct Part {
+    int64_t begin, count;
+    Picks mask;  // ones in the lanes of columns that are there
+  };
+
+  Part columns_from(int64_t begin) const {
+    Part part = {begin, smaller(kLanes, plane_.width - begin), {}};
+    for (int64_t i = 0; i < part.count; ++i) part.mask[i] = -1;
+    return part;
+  }
+
+  // Whole vectors are read and written back where they end within the plane; the lanes of
+  // columns that are not there belong to the next row.
+  PELK_INLINE Vec get(int64_t row, const Part& part) const {
+    const int64_t at = row * plane_.width + part.begin;
+    if (at > last_) return get_each(at, part.count);
+    return Vec(Picks(pelk::PELK_ISA::load(floats() + at)) & part.mask);
+  }
+
+  PELK_INLINE void put(int64_t row, const Part& part, Vec vector) const {
+    const int64_t at = row * plane_.width + part.begin;
+    if (at > last_) return put_each(at, part.count, vector);
+    const Vec next = pelk::PELK_ISA::load(floats() + at);
+    pelk::PELK_ISA::store(floats() + at, part.mask ? vector + bias_ : next);
+  }
+
+  float* floats() const { return static_cast<float*>(const_cast<void*>(plane_.data)); }
+
   // Inlined into every pass these would take a minute to compile.
-  PELK_NOINLINE Vec part(int64_t row, int64_t begin) const {
+  PELK_NOINLINE Vec get_each(int64_t at, int64_t count) const {
     float values[kLanes] = {};
-    const int64_t count = smaller(kLanes, plane.width - begin);
-    if (count > 0)
-      read(values, plane.data, row * plane.width + begin, count, plane.type, false);
+    if (count > 0) read(values, plane_.data, at, count, plane_.type, false);
     return pelk::PELK_ISA::load(values);
   }
 
-  PELK_NOINLINE void put(int64_t row, int64_t begin, Vec vector) const {
+  PELK_NOINLINE void put_each(int64_t at, int64_t count, Vec vector) const {
     float values[kLanes];
     pelk::PELK_ISA::store(values, vector);
-    const int64_t count = smaller(kLanes, plane.width - begin);
     if (count > 0)
-      write(const_cast<void*>(plane.data), row * plane.width + begin, values, count, bias,
-            plane.type);
+      write(const_cast<void*>(plane_.data), at, values, count, bias_, plane_.type);
   }
+
+  Plane plane_;
+  int64_t top_, last_;  // element after which a vector would reach beyond the plane
+  float bias_;
+  Part first_, second_;
 };
 
 // The same where all the columns are there, in float32.
@@ -343,7 +377,7 @@ void with_columns(const Plane& plane, int64_t top, int64_t first, int64_t half,
     float* data = static_cast<float*>(const_cast<void*>(plane.data)) + first;
     work(WholeColumns{data, plane.width, half, top, plane.height, bias});
   } else {
-    work(Columns{plane, top, first, first + half, bias});
+    work(Columns(plane, top, first, first + half, bias));
   }
 }
 

@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -92,6 +93,9 @@ def take_turns(
 ) -> dict[Hashable, float]:
     """Run works in turns, once before and then until time is up, three times at least.
 
+    Every turn has another order: what ran before leaves the cache and the threads in
+    better or worse shape.
+
     Args:
         works: What to run, each returning the seconds that it took, by name.
         seconds: Time to spend, about.
@@ -102,11 +106,13 @@ def take_turns(
     times: dict[Hashable, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
+    order, shuffle = list(works), random.Random(0).shuffle
     end = time.perf_counter() + seconds
     turns = 0
     while time.perf_counter() < end or turns < 3:
-        for name, work in works.items():
-            times[name].append(work())
+        shuffle(order)
+        for name in order:
+            times[name].append(works[name]())
         turns += 1
     return {name: statistics.median(taken) for name, taken in times.items()}
 

@@ -233,7 +233,9 @@ def peripheral_conv2d(
     """
     _check(x, weight, bias)
     _check_grid(weight, sharing_grid)
-    return _run('peripheral_conv2d', x, weight, list(sharing_grid), bias, backend)
+    # Where nothing is shared there is nothing to sum before the products.
+    grid = list(sharing_grid) if sum(sharing_grid) > len(sharing_grid) else None
+    return _run('peripheral_conv2d', x, weight, grid, bias, backend)
 
 
 # --------------------------------------------------------------- running on the CPU

@@ -23,7 +23,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
-from ops import clock, processor
+from ops import processor, timed
 
 import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
@@ -114,17 +114,6 @@ def backbone_step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> 
     if train:
         sum(m.square().mean() for m in maps).backward()
         model.zero_grad()
-
-
-def timed(step: Callable[..., None], *arguments) -> float:
-    """Time a step.
-
-    Returns:
-        Seconds.
-    """
-    start = clock()
-    step(*arguments)
-    return clock() - start
 
 
 def operator_time(step: Callable[..., None], *arguments) -> float:

@@ -88,6 +88,17 @@ def textbook_fft(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return out[..., : x.shape[2], : x.shape[3]]
 
 
+def timed(work: Callable[..., object], *arguments) -> float:
+    """Time a call.
+
+    Returns:
+        Seconds.
+    """
+    start = clock()
+    work(*arguments)
+    return clock() - start
+
+
 def take_turns(
     works: dict[Hashable, Callable[[], float]], seconds: float
 ) -> dict[Hashable, float]:
@@ -267,12 +278,7 @@ def issue_rate() -> float:
         The rate of torch's matrix product, which does little else.
     """
     a, b = torch.randn(2, 1536, 1536)
-    times = []
-    for _ in range(12):
-        start = clock()
-        a @ b
-        times.append(clock() - start)
-    return 1536**3 / min(times)
+    return 1536**3 / min(timed(torch.matmul, a, b) for _ in range(12))
 
 
 def floors(seconds: float) -> None:
@@ -341,13 +347,8 @@ def floors(seconds: float) -> None:
                 lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'column_fft'),
             ),
         ):
-            times = []
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end or len(times) < 3:
-                start = clock()
-                work()
-                times.append(clock() - start)
-            ratio = statistics.median(times) * rate / (operations * x.numel())
+            median = take_turns({name: functools.partial(timed, work)}, seconds)[name]
+            ratio = median * rate / (operations * x.numel())
             label = f'peripheral K={taps} {"x".join(map(str, shape))}, {name}'
             print(f'| {label} | {operations:.0f} | {ratio:.2f} |', flush=True)
 

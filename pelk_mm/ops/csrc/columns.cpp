@@ -209,7 +209,7 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
   }
 }
 
-// Both parts of a tile's columns, of the result and of `own`, must fit in the registers.
+// The sums of a tile's columns must fit in the registers, and `own` beside them nearly.
 constexpr int most_vectors(int work) {
   return PELK_REGISTERS >= 32 ? (work & kCorrelate ? 4 : 8) : (work & kCorrelate ? 2 : 4);
 }

@@ -128,6 +128,9 @@ Transform transform_of(int32_t length, int64_t size, const Axis& axis) {
   return transform_plan(length).transform();
 }
 
+// Bytes of whole lines of the cache, from which pieces of scratch memory start.
+constexpr size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 // Memory that a thread keeps between calls, so that small calls do not fault its pages
 // in again: as much as the largest call needed.
 class Scratch {
@@ -137,7 +140,7 @@ class Scratch {
     if (bytes > scratch.bytes_) {
       std::free(scratch.memory_);
       scratch.bytes_ = 0;
-      const size_t rounded = (bytes + 63) / 64 * 64;
+      const size_t rounded = whole_lines(bytes);
       scratch.memory_ = std::aligned_alloc(64, rounded);
       if (!scratch.memory_) throw std::bad_alloc();
       scratch.bytes_ = rounded;
@@ -352,7 +355,7 @@ PELK_EXPORT int pelk_convolve(const PelkJob* job, const PelkTensor* x, const flo
 PELK_EXPORT int pelk_weight_grad(const PelkJob* job, const PelkTensor* x,
                                  const PelkTensor* grad, float* result) try {
   const Call call(job);
-  const size_t sums_bytes = (call.cells * sizeof(double) + 63) / 64 * 64;
+  const size_t sums_bytes = pelk::whole_lines(call.cells * sizeof(double));
   const size_t bytes = sums_bytes + call.kernels->weight_grad_scratch(
                                         call.rows, call.cols, job->height, job->width);
   // A channel is one item: its sum over the batch has one order.
@@ -440,7 +443,7 @@ struct PixelCall {
 
   int64_t channel(int64_t vector) const { return kernels->pixels->channel(all, vector); }
   int64_t skip(int64_t vector) const { return vector * lanes - channel(vector); }
-  size_t block_bytes() const { return (pixels * lanes * sizeof(float) + 63) / 64 * 64; }
+  size_t block_bytes() const { return pelk::whole_lines(pixels * lanes * sizeof(float)); }
 
   static pelk::Pixels of(const PelkTensor* maps, int64_t n = 0) {
     float* data = const_cast<float*>(reinterpret_cast<const float*>(maps->data));
@@ -518,7 +521,7 @@ PELK_EXPORT int pelk_weight_grad_pixels(const PelkJob* job, int32_t planes,
                                         float* result) {
   const PixelCall call(job);
   const pelk::PixelKernels& kernels = *call.kernels->pixels;
-  const size_t sums = (kernels.scratch(call.all) + 63) / 64 * 64;
+  const size_t sums = pelk::whole_lines(kernels.scratch(call.all));
   const size_t image = call.block_bytes();
   // Few vectors of channels leave the kernel's rows to share out.
   int64_t parts = (8 * job->threads + call.vectors - 1) / call.vectors;

@@ -155,6 +155,6 @@ setup(
         'openmmlab': OPENMMLAB,
         'onedl': ONEDL,
         'export': EXPORT,
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'safetensors', *EXPORT],
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'mypy', 'ruff', 'safetensors', *EXPORT],
     },
 )

@@ -1,13 +1,20 @@
-"""Large-kernel operators: pure functions without parameters."""
+"""Large-kernel operators: pure functions without parameters, on torch alone."""
 
-from .cpu import instruction_set
-from .dispatch import depthwise_conv2d, peripheral_conv2d
+from .backends.cpu import instruction_set
+from .functional import (
+    available_backends,
+    depthwise_conv2d,
+    explain,
+    peripheral_conv2d,
+)
 from .reference import box_sum, expand_kernel
 
 __all__ = [
+    'available_backends',
     'box_sum',
     'depthwise_conv2d',
     'expand_kernel',
+    'explain',
     'instruction_set',
     'peripheral_conv2d',
 ]

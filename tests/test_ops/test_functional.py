@@ -1,4 +1,4 @@
-"""The public operators: definitions, gradients, torch integration, errors."""
+"""The public operators: gradients, torch integration, errors, explanations."""
 
 import pytest
 import torch
@@ -7,7 +7,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelk_mm import ops
-from pelk_mm.ops import cpu, reference, selection
+from pelk_mm.ops import choose, reference
+from pelk_mm.ops.backends import cpu
+from pelk_mm.ops.backends.cpu import library
 
 GRID = (3, 2, 1, 1, 1, 2, 3)  # K = 13
 ISA_CHOICES = [*cpu.instruction_sets(), 'none']
@@ -15,7 +17,7 @@ ISA_CHOICES = [*cpu.instruction_sets(), 'none']
 
 @pytest.fixture(params=ISA_CHOICES)
 def version(request, monkeypatch):
-    monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, request.param)
+    monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, request.param)
     return request.param
 
 
@@ -85,100 +87,6 @@ def test_second_derivatives_in_float32(operator, definition, kernel):
         torch.testing.assert_close(grad.double(), wanted, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize('backend', selection.BACKENDS)
-@pytest.mark.parametrize('kernel', [(5, 5), (21, 3), (3, 31)])
-def test_backends_agree(backend, kernel):
-    if backend in selection.COMPILED and not cpu.instruction_sets():
-        pytest.skip('the kernels are not built')
-    torch.manual_seed(3)
-    leaves = operands((2, 3, 11, 13), *kernel)
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    out = ops.depthwise_conv2d(*leaves, backend=backend)
-    expected = reference.depthwise_conv2d(*exact)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
-    grads = torch.autograd.grad(out.sum(), leaves)
-    for grad, wanted in zip(
-        grads, torch.autograd.grad(expected.sum(), exact), strict=True
-    ):
-        torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize('backend', selection.BACKENDS)
-@pytest.mark.parametrize('grid', [GRID, (4, 1, 1, 1, 1, 2, 5), (9, 8, 4, 2, 4, 8, 10)])
-def test_peripheral_backends_agree(backend, grid):
-    if backend in selection.COMPILED and not cpu.instruction_sets():
-        pytest.skip('the kernels are not built')
-    torch.manual_seed(8)
-    leaves = operands((2, 3, 11, 13), 7, 7)
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    x, weight, bias = leaves
-    out = ops.peripheral_conv2d(x, weight, grid, bias, backend=backend)
-    expected = reference.peripheral_conv2d(exact[0], exact[1], grid, exact[2])
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
-    upstream = torch.randn_like(out)
-    grads = torch.autograd.grad(out, leaves, upstream)
-    wanted = torch.autograd.grad(expected, exact, upstream.double())
-    for grad, exact_grad in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize('backend', [*selection.COMPILED, 'channels_last'])
-@pytest.mark.parametrize('frozen', [0, 1, 2])
-def test_frozen_operands(monkeypatch, backend, frozen):
-    """Gradients that are not wanted change nothing about the others."""
-    if backend in selection.COMPILED and not cpu.instruction_sets():
-        pytest.skip('the kernels are not built')
-    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, backend)
-    torch.manual_seed(9)
-    leaves = operands((2, 3, 12, 10), 7, 7)
-    wanted = torch.autograd.grad(peripheral(*leaves).square().sum(), leaves)
-    leaves[frozen].requires_grad_(False)
-    rest = [leaf for leaf in leaves if leaf.requires_grad]
-    found = torch.autograd.grad(peripheral(*leaves).square().sum(), rest)
-    wanted = [grad for i, grad in enumerate(wanted) if i != frozen]
-    assert all(map(torch.equal, found, wanted))
-
-
-def test_input_layouts(version):
-    torch.manual_seed(4)
-    x, weight, bias = operands((2, 4, 10, 12), 7, 7, requires_grad=False)
-    expected = peripheral(x, weight, bias)
-    strided = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(peripheral(strided, weight, bias), expected)
-    out = peripheral(x[:, :2], weight[:2], bias[:2])
-    torch.testing.assert_close(out, expected[:, :2])
-
-
-@pytest.mark.parametrize('backend', [None, *selection.BACKENDS])
-@pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
-def test_output_and_gradient_have_the_layout_of_the_input(
-    monkeypatch, backend, operator, definition, kernel
-):
-    if backend in selection.COMPILED and not cpu.instruction_sets():
-        pytest.skip('the kernels are not built')
-    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, backend or '')
-    torch.manual_seed(10)
-    x, weight, bias = operands((2, 5, 9, 8), *kernel)
-    pixels = x.detach().contiguous(memory_format=torch.channels_last)
-    part = torch.randn(2, 7, 9, 8).contiguous(memory_format=torch.channels_last)
-    part[:, :5] = pixels
-    upstream = torch.randn(2, 5, 9, 8)
-    expected = operator(x, weight, bias)
-    (wanted,) = torch.autograd.grad(expected, x, upstream)
-    assert expected.is_contiguous()
-    for view in (pixels, part[:, :5]):
-        leaf = view.detach().requires_grad_()
-        out = operator(leaf, weight, bias)
-        assert out.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-        grad = torch.autograd.grad(
-            out, leaf, upstream.contiguous(memory_format=torch.channels_last)
-        )[0]
-        assert grad.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
 def test_operators_that_nobody_observes_have_the_same_bits(
     operator, definition, kernel
@@ -208,30 +116,6 @@ def test_forward_mode_is_refused(operator, definition, kernel):
             operator(dual, weight, bias)
 
 
-@pytest.mark.parametrize('shape', [(0, 3, 8, 8), (2, 3, 0, 8)])
-def test_empty_batches(version, shape):
-    x, weight, bias = operands(shape, 7, 7)
-    for out in (peripheral(x, weight, bias), ops.depthwise_conv2d(x, weight, bias)):
-        assert out.shape == shape
-        out.sum().backward()
-    assert not weight.grad.any()
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
-def test_half_precision(version, operator, definition, kernel, dtype):
-    torch.manual_seed(5)
-    leaves = operands((1, 2, 14, 15), *kernel, dtype=dtype)
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    out, expected = operator(*leaves), definition(*exact)
-    assert out.dtype == dtype
-    # One rounding, of the output: half a unit in the last place.
-    tolerance = 0.51 * torch.finfo(dtype).eps
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=1e-4)
-    for grad in torch.autograd.grad(out.sum(), leaves):
-        assert grad.dtype == dtype
-
-
 @pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
 def test_autocast(operator, definition, kernel):
     torch.manual_seed(6)
@@ -246,14 +130,14 @@ def test_autocast(operator, definition, kernel):
     assert all(leaf.grad.dtype == torch.float32 for leaf in leaves)
 
 
-@pytest.mark.parametrize('backend', selection.BACKENDS)
+@pytest.mark.parametrize('backend', choose.BACKENDS)
 @pytest.mark.parametrize(('operator', 'definition', 'kernel'), OPERATORS)
 def test_torch_compile_sees_one_node(
     monkeypatch, backend, operator, definition, kernel
 ):
-    if backend in selection.COMPILED and not cpu.instruction_sets():
+    if backend not in ops.available_backends():
         pytest.skip('the kernels are not built')
-    monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, backend)
+    monkeypatch.setenv(choose.ENVIRONMENT_VARIABLE, backend)
     torch.manual_seed(7)
     torch.compiler.reset()
     leaves = operands((2, 2, 9, 9), *kernel)
@@ -318,7 +202,10 @@ W = torch.zeros(3, 7, 7)
     ('arguments', 'message'),
     [
         ((X[0], W, GRID), r'expected x of shape \(N, C, H, W\).*\(3, 8, 8\)'),
-        ((X, W[:2], GRID), 'kernels for 2 channels and x has 3'),
+        (
+            (X, W[:2], GRID),
+            'kernels for 2 channels and x has 3; pass one kernel per channel',
+        ),
         ((X, W, GRID, torch.zeros(2)), r'bias has shape \(2,\)'),
         ((X, W.double(), GRID), 'weight is torch.float64 and x is torch.float32'),
         ((X, W.to('meta'), GRID), 'weight is on meta and x on cpu'),
@@ -344,3 +231,77 @@ def test_bad_peripheral_input(arguments, message):
 def test_bad_depthwise_input(arguments, backend, message):
     with pytest.raises(ValueError, match=message):
         ops.depthwise_conv2d(*arguments, backend=backend)
+
+
+def test_available_backends(monkeypatch):
+    everywhere = ['channels_last', 'nchw', 'torch_fft']
+    assert ops.available_backends('cuda') == everywhere
+    assert ops.available_backends(dtype=torch.float64) == everywhere
+    compiled = [backend.name for backend in cpu.BACKENDS]
+    if cpu.instruction_sets():
+        assert ops.available_backends() == compiled + everywhere
+    monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, 'none')
+    assert ops.available_backends() == everywhere
+
+
+@pytest.mark.skipif(not cpu.instruction_sets(), reason='the kernels are not built')
+def test_explain_names_times_and_reasons(capsys):
+    x, weight, _ = operands((2, 3, 64, 64), 7, 7, requires_grad=False)
+    text = ops.explain(x, weight, GRID)
+    assert capsys.readouterr().out == text + '\n'
+    lines = text.splitlines()
+    what = '13 x 13 shared by 7 x 7 on 2 x 3 x 64 x 64, float32, contiguous, cpu'
+    assert lines[0] == what
+    told = {line.split()[0]: line for line in lines[1 : 1 + len(choose.BACKENDS)]}
+    assert list(told) == list(choose.BACKENDS)
+    assert all(' ms' in line for line in told.values())
+    assert 'stands in' in told['nchw']
+    assert lines[-2].startswith('forward: ')
+    assert lines[-1].startswith('backward: ')
+    exact = ops.explain(x.double(), weight.double(), GRID)
+    reason = 'no: it computes float32, bfloat16, float16, and x is float64'
+    assert exact.count(reason) == len(cpu.BACKENDS)
+    assert 'forward: channels_last, not measured' in exact
+
+
+def test_explain_insists_as_the_operators_do(monkeypatch):
+    x, weight, _ = operands((2, 3, 16, 16), 5, 5, requires_grad=False)
+    assert 'forward: torch_fft, ' in ops.explain(x, weight, backend='torch_fft')
+    monkeypatch.setenv(choose.ENVIRONMENT_VARIABLE, 'nchw')
+    assert 'forward: nchw, ' in ops.explain(x, weight)
+    with pytest.raises(ValueError, match='6 x 7 have no centre'):
+        ops.explain(X, W[:, :6])
+
+
+@pytest.mark.parametrize('insist', ['argument', 'variable'])
+def test_a_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch, insist):
+    """Also where another would silently have been taken before."""
+    x, weight, _ = operands((1, 3, 8, 8), 7, 7, torch.float64, requires_grad=False)
+    backend, prefix = 'fft', ''
+    if insist == 'variable':
+        monkeypatch.setenv(choose.ENVIRONMENT_VARIABLE, backend)
+        backend, prefix = None, 'PELK_MM_CONV=fft: '
+    message = (
+        f"{prefix}the backend 'fft' cannot compute this convolution, because it "
+        r'computes .*float16, and x is float64; choose one of '
+        r"\['channels_last', 'nchw', 'torch_fft'\]"
+    )
+    for call in (
+        lambda: ops.depthwise_conv2d(x, weight, backend=backend),
+        lambda: ops.peripheral_conv2d(x, weight, GRID, backend=backend),
+        lambda: ops.explain(x, weight, backend=backend),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_export_to_onnx_is_a_case_of_why_not(monkeypatch):
+    """Only torch's own operators are recorded; what cannot be is refused."""
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    x, weight, bias = operands((2, 3, 8, 9), 7, 7)
+    out = peripheral(x, weight, bias)
+    torch.testing.assert_close(out, peripheral_reference(x, weight, bias))
+    assert 'PelkMm' not in str(out.grad_fn)
+    assert out.grad_fn.next_functions
+    with pytest.raises(ValueError, match='because exporters to ONNX cannot write'):
+        ops.depthwise_conv2d(x, weight, backend='torch_fft')

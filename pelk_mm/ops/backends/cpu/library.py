@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...layout import has_dense_planes, memory_format
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Floats of a vector by instruction set.
 LANES = {'avx512': 16, 'avx2': 8, 'portable': 4}
@@ -46,7 +48,7 @@ class _Job(ctypes.Structure):
 def _library() -> ctypes.CDLL | None:
     """The compiled library, or None with a warning where it was not built."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f'_kernels{suffix}')
+        path = Path(__file__).parents[2] / f'_kernels{suffix}'
         if path.exists():
             library = ctypes.CDLL(str(path))
             library.pelk_version_name.restype = ctypes.c_char_p
@@ -121,36 +123,6 @@ _PROCESS = os.getpid()
 _HUGE = 4 * 2**20
 
 
-def _has_dense_planes(x: Tensor) -> bool:
-    _, _, height, width = x.shape
-    _, _, row, column = x.stride()
-    return (column == 1 or width == 1) and (row == width or height == 1)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Layout that an operator's output has: its input's.
-
-    Args:
-        x: Input of shape (N, C, H, W), on any device.
-
-    Returns:
-        channels_last where the channels of a pixel lie together, also if they are a
-        part of more channels; else contiguous_format.
-    """
-    if x.is_contiguous():
-        return torch.contiguous_format
-    _, channels, _, width = x.shape
-    _, channel, row, column = x.stride()
-    if (
-        channel == 1
-        and column >= channels
-        and row == width * column
-        and not _has_dense_planes(x)
-    ):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def _empty_like(x: Tensor, layout: torch.memory_format) -> Tensor:
     """Memory of the shape and dtype of a tensor, of huge pages where it is large.
 
@@ -178,7 +150,7 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
     if wanted == torch.contiguous_format and x.is_contiguous():
         return x
     found = memory_format(x)
-    has_matrices = found == torch.channels_last or _has_dense_planes(x)
+    has_matrices = found == torch.channels_last or has_dense_planes(x)
     if found == wanted and has_matrices:
         return x
     if not (has_matrices and x.numel()):
@@ -467,3 +439,11 @@ def fourier_gradients(
             )
         )
     return grad_x, grad_weight
+
+
+def convolve_planes(x, weight, bias):
+    return convolve(x, weight, bias, (1,) * weight.shape[1], (1,) * weight.shape[2])
+
+
+def weight_grad_planes(x, grad, kernel):
+    return weight_grad(x, grad, (1,) * kernel[0], (1,) * kernel[1])

@@ -1,0 +1,49 @@
+"""The private functions of torch that are used, each with a safe answer without it.
+
+They only tell whether a call may go around torch's dispatcher, which takes tens of
+microseconds in Python. With a torch that lacks one of them no call does.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+
+def _find(path: str) -> Any:
+    """What torch has under a dotted name, or None."""
+    names = path.split('.')
+    return functools.reduce(lambda at, name: getattr(at, name, None), names, torch)
+
+
+#: Whether a TorchDispatchMode is on, as FLOP counters and tracers are.
+_in_dispatch_mode = _find('utils._python_dispatch.is_in_torch_dispatch_mode')
+#: How many TorchFunctionModes are on.
+_function_modes = _find('_C._len_torch_function_stack')
+#: Depth of torch.func transforms, or None.
+_transform_level = _find('_C._functorch.maybe_current_level')
+_profiler_enabled = _find('autograd._profiler_enabled')
+#: Its `_current_level` is -1 outside of forward-mode differentiation.
+_forward_mode = _find('autograd.forward_ad')
+
+
+def is_watched() -> bool:
+    """Whether something counts, traces, transforms or profiles torch's operators."""
+    if None in (
+        _in_dispatch_mode,
+        _function_modes,
+        _transform_level,
+        _profiler_enabled,
+    ):
+        return True
+    return bool(
+        _in_dispatch_mode()
+        or _function_modes()
+        or _transform_level() is not None
+        or _profiler_enabled()
+    )
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on."""
+    return getattr(_forward_mode, '_current_level', 0) >= 0

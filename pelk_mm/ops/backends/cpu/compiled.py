@@ -1,0 +1,175 @@
+"""Backends on the compiled CPU kernels (`pelk_mm/ops/csrc`)."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem, dtype_name
+from ..base import (
+    Backend,
+    Passes,
+    dense_kernel,
+    input_gradient,
+    parameter_gradient,
+)
+from . import costs, library
+
+
+class CompiledBackend(Backend):
+    """What the backends on the library have in common."""
+
+    @staticmethod
+    def state() -> Hashable:
+        """Instruction set in use, which `PELK_MM_ISA` may change at any time."""
+        return library.instruction_set()
+
+    def why_not(self, problem: Problem) -> str | None:
+        """The kernels run on the CPU, up to float32, where they were built."""
+        if problem.plain:
+            return "exporters to ONNX know torch's own operators only"
+        if problem.device != 'cpu':
+            return f'it runs on the CPU and x is on {problem.device}'
+        if problem.dtype not in library.DTYPES:
+            known = ', '.join(map(dtype_name, library.DTYPES))
+            return f'it computes {known}, and x is {dtype_name(problem.dtype)}'
+        if library.instruction_set() is None:
+            return (
+                'it needs the compiled kernels, which were not built or are turned off '
+                f'by {library.ENVIRONMENT_VARIABLE}'
+            )
+        return None
+
+
+class Direct(CompiledBackend):
+    """Direct sums over planes, of dense kernels."""
+
+    name = 'direct'
+
+    def forward(
+        self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Convolve with expanded kernels."""
+        out = library.convolve_planes(x, dense_kernel(problem, weight), bias)
+        return library.in_format(out, problem.memory_format)
+
+    def backward(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Differentiate, changing the layout of the gradient once."""
+        grad = library.in_format(grad, torch.contiguous_format)
+        grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
+        if x is None:
+            return grad_x, None
+        dense = library.weight_grad_planes(x, grad, problem.kernel)
+        return grad_x, parameter_gradient(problem, weight, dense)
+
+    def cost(self, problem: Problem, passes: Passes) -> float:
+        """Sum the passes and the changes of layout."""
+        names = ['direct' + '_weight' * (each == 'weight') for each in passes]
+        return costs.expected(problem, names, passes, changes_layout=True)
+
+
+class Pixels(CompiledBackend):
+    """Direct sums over vectors of channels, of dense kernels, in either layout."""
+
+    name = 'pixels'
+
+    def forward(
+        self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Convolve with expanded kernels, in float32."""
+        out = library.convolve_pixels(x.float(), dense_kernel(problem, weight), bias)
+        return library.in_format(out.to(problem.dtype), problem.memory_format)
+
+    def backward(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Differentiate, pass by pass."""
+        grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
+        if x is None:
+            return grad_x, None
+        dense = library.weight_grad_pixels(x.float(), grad.float(), problem.kernel)
+        return grad_x, parameter_gradient(problem, weight, dense)
+
+    def cost(self, problem: Problem, passes: Passes) -> float:
+        """Sum the passes."""
+        name = 'pixels' if problem.channels_last else 'blocks'
+        names = [name + '_weight' * (each == 'weight') for each in passes]
+        return costs.expected(problem, names, passes, changes_layout=False)
+
+
+class Fourier(CompiledBackend):
+    """Fourier transforms, plane by plane in the cache.
+
+    Args:
+        name: 'fft' for transforms along both axes, 'column_fft' for transforms down
+            and box sums along the rows, of which a sharing grid needs few.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _lengths(self, problem: Problem) -> tuple[int, int]:
+        down, along = problem.transform_lengths
+        return down, along if self.name == 'fft' else 0
+
+    def forward(
+        self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Convolve with dense kernels or with a sharing grid's parameters."""
+        weight = _own_parameters(problem, weight)
+        lengths = self._lengths(problem)
+        out = library.convolve(x, weight, bias, *problem.cells, lengths)
+        return library.in_format(out, problem.memory_format)
+
+    def backward(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Differentiate; both gradients share the transform of the output's."""
+        grad_x, grad_weight = library.fourier_gradients(
+            x,
+            grad,
+            _own_parameters(problem, weight) if needs_x else None,
+            *problem.cells,
+            self._lengths(problem),
+        )
+        if grad_x is not None:
+            grad_x = library.in_format(grad_x, problem.memory_format)
+        if grad_weight is not None and problem.grid is None:
+            grad_weight = parameter_gradient(problem, weight, grad_weight)
+        return grad_x, grad_weight
+
+    def cost(self, problem: Problem, passes: Passes) -> float:
+        """Tell the time of one pass or of both gradients."""
+        suffix = '_both' if len(passes) > 1 else '_weight' * (passes[0] == 'weight')
+        names = [self.name + suffix]
+        return costs.expected(problem, names, passes, changes_layout=True)
+
+
+def _own_parameters(problem: Problem, weight: Tensor) -> Tensor:
+    """Parameters as the library takes them: those of a grid, or clipped kernels."""
+    return weight if problem.grid is not None else dense_kernel(problem, weight)
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Direct(),
+    Pixels(),
+    Fourier('fft'),
+    Fourier('column_fft'),
+)

@@ -1,0 +1,257 @@
+"""The operators as torch knows them: registration, shapes, gradients, FLOPs.
+
+Each operator and the one that computes its gradients are registered for every device,
+with fake kernels and gradients, so that torch.compile, FLOP counters, autocast and
+activation checkpointing see one node each, and both can be differentiated again. What
+computes them is for `choose` to say.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ._torch_compat import is_watched
+from .choose import by_backend, choose
+from .layout import memory_format
+from .problem import Problem, accumulation_dtype
+
+# ------------------------------------------------------------------ what is computed
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    bias: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Convolve on the backend chosen.
+
+    Args:
+        x: Input of shape (N, C, H, W).
+        weight: Kernels of shape (C, kh, kw), or parameters (C, k', k') of the grid.
+        sharing_grid: The k' cell sizes, or None.
+        bias: Optional bias of shape (C,).
+        backend: Name of a backend to insist on, or None.
+    """
+    problem = Problem.of(x, weight, sharing_grid)
+    (chosen,) = choose(problem, ('forward',), backend)
+    if not x.numel():
+        return _forward_fake(x)
+    return chosen.forward(problem, x, weight, bias)
+
+
+def backward(
+    x: Tensor | None,
+    grad: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    needs_x: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients on the backends chosen.
+
+    Args:
+        x: The input, where the gradient to the weight is wanted.
+        grad: Gradient to the output.
+        weight: As for `forward`.
+        sharing_grid: As for `forward`.
+        needs_x: Whether the gradient to the input is wanted.
+        backend: As for `forward`.
+
+    Returns:
+        Gradients to the input and to the weight; what is not wanted is empty.
+    """
+    problem = Problem.of(grad, weight, sharing_grid)
+    passes = (*(('input',) * needs_x), *(('weight',) * (x is not None)))
+    option = choose(problem, passes, backend)
+    if not grad.numel():
+        grad_x, grad_weight = _backward_fake(x, grad, weight, sharing_grid, needs_x)
+        return grad_x, grad_weight.zero_()
+    grad_x, grad_weight = _backward_fake(None, grad, weight, sharing_grid, False)
+    for chosen, own in by_backend(passes, option):
+        image = x if 'weight' in own else None
+        to_x, to_weight = chosen.backward(problem, image, grad, weight, 'input' in own)
+        grad_x = grad_x if to_x is None else to_x
+        grad_weight = grad_weight if to_weight is None else to_weight
+    return grad_x, grad_weight
+
+
+def _forward_fake(x: Tensor, *args: Any) -> Tensor:
+    """What `forward` returns, without the values."""
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _backward_fake(
+    x: Tensor | None, grad: Tensor, weight: Tensor, grid: Any, needs_x: bool, *args: Any
+) -> tuple[Tensor, Tensor]:
+    """What `backward` returns, without the values."""
+    grad_x = _forward_fake(grad) if needs_x else grad.new_empty(0)
+    shape = (0,) if x is None else weight.shape
+    return grad_x, grad.new_empty(shape, dtype=accumulation_dtype(grad.dtype))
+
+
+def _forward_flops(
+    x_shape: torch.Size, weight_shape: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    """FLOPs, two per multiply-add, of a product per parameter and pixel."""
+    return 2 * x_shape.numel() * weight_shape[1] * weight_shape[2]
+
+
+def _backward_flops(
+    x_shape: torch.Size | None,
+    grad_shape: torch.Size,
+    weight_shape: torch.Size,
+    sharing_grid: list[int] | None,
+    needs_x: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    passes = int(needs_x) + (x_shape is not None)
+    return passes * _forward_flops(grad_shape, weight_shape)
+
+
+# ------------------------------------------------------------------ registration
+
+_library = torch.library.Library('pelk_mm', 'DEF')
+
+
+class Operator:
+    """A convolution as torch knows it.
+
+    To torch it is the same for dense and for shared kernels; two names let FLOP
+    counters and profilers tell them apart.
+
+    Args:
+        name: Of the operator. That of its gradients ends in ``_backward``.
+
+    Attributes:
+        dispatched: The operator of torch's dispatcher, called like `forward`.
+        function: The same for torch's autograd alone, without the dispatcher.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.dispatched, self._dispatched_backward = (
+            self._define(name + schema, *implementation)
+            for schema, *implementation in (
+                (
+                    '(Tensor x, Tensor weight, int[]? sharing_grid, Tensor? bias, '
+                    'str? backend) -> Tensor',
+                    forward,
+                    _forward_fake,
+                    self._differentiate,
+                    _save,
+                    _forward_flops,
+                ),
+                (
+                    '_backward(Tensor? x, Tensor grad, Tensor weight, '
+                    'int[]? sharing_grid, bool needs_x, str? backend) '
+                    '-> (Tensor, Tensor)',
+                    backward,
+                    _backward_fake,
+                    self._differentiate_backward,
+                    _save_backward,
+                    _backward_flops,
+                ),
+            )
+        )
+        self.function = type(
+            name,
+            (torch.autograd.Function,),
+            {
+                'forward': staticmethod(_run_and_save),
+                'backward': staticmethod(self._differentiate),
+            },
+        )
+
+    @staticmethod
+    def _define(schema, run, fake, differentiate, save, flops):
+        """Register an operator and all that torch asks of it."""
+        name = schema.partition('(')[0]
+        qualified = f'pelk_mm::{name}'
+        _library.define(schema)
+        _library.impl(name, run, 'CompositeExplicitAutograd')
+        torch.library.register_fake(qualified, fake)
+        torch.library.register_autograd(qualified, differentiate, setup_context=save)
+        operator = getattr(torch.ops.pelk_mm, name)
+        register_flop_formula(operator)(flops)
+        return operator
+
+    def _differentiate(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, _, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if needs_x or needs_weight:
+            watched = torch.is_grad_enabled() or is_watched() or grad.is_meta
+            call = self._dispatched_backward if watched else backward
+            grad_x, grad_weight = call(
+                x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend
+            )
+        if needs_bias:
+            sums = grad.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype))
+            grad_bias = sums.to(ctx.bias_dtype)
+        return (
+            grad_x if needs_x else None,
+            grad_weight.to(weight.dtype) if needs_weight else None,
+            None,
+            grad_bias,
+            None,
+        )
+
+    def _differentiate_backward(
+        self, ctx: Any, outer_x: Tensor, outer_weight: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Both gradients are bilinear: in grad and weight, and in x and grad."""
+        x, grad, weight = ctx.saved_tensors
+        settings = (ctx.sharing_grid, None, ctx.backend)
+        from_x = ctx.needs_input_grad[0]
+        from_weight = ctx.needs_input_grad[2] and ctx.needs_x
+        grad_x = grad_grad = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            terms = []
+            if ctx.needs_x:
+                terms.append(self.dispatched(outer_x, weight, *settings))
+            if x is not None:
+                terms.append(self.dispatched(x, outer_weight, *settings))
+            grad_grad = sum(terms)
+        if from_x or from_weight:
+            grad_x, grad_weight = self._dispatched_backward(
+                outer_x if from_weight else None,
+                grad,
+                outer_weight if from_x else weight,
+                ctx.sharing_grid,
+                from_x,
+                ctx.backend,
+            )
+        return (
+            grad_x if from_x else None,
+            grad_grad,
+            grad_weight.to(weight.dtype) if from_weight else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.sharing_grid, bias, ctx.backend = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _run_and_save(ctx: Any, *inputs: Any) -> Tensor:
+    # In one, as torch inspects the signature at every call where they are two.
+    output = forward(*inputs)
+    _save(ctx, inputs, output)
+    return output
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, grad, weight, ctx.sharing_grid, ctx.needs_x, ctx.backend = inputs
+    ctx.save_for_backward(x, grad, weight)
+
+
+depthwise_conv2d = Operator('depthwise_conv2d')
+peripheral_conv2d = Operator('peripheral_conv2d')

@@ -1,6 +1,6 @@
 """Large-kernel operators: pure functions without parameters."""
 
-from .cpu import instruction_set
+from .backends.cpu.library import instruction_set
 from .dispatch import depthwise_conv2d, peripheral_conv2d
 from .reference import box_sum, expand_kernel
 

@@ -15,7 +15,10 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
-from . import cpu, fft, reference, selection
+from . import fft, reference, selection
+from .backends.cpu import kernels
+from .backends.cpu.library import DTYPES
+from .layout import memory_format
 
 LAYOUTS = {
     'channels_last': torch.channels_last,
@@ -98,7 +101,7 @@ def _by_reference(x: Tensor) -> bool:
     """Whether the operators of this file do not apply."""
     return (
         x.device.type not in ('cpu', 'meta')
-        or x.dtype not in cpu.DTYPES
+        or x.dtype not in DTYPES
         # The exporter knows torch's own operators only.
         or torch.onnx.is_in_onnx_export()
     )
@@ -300,7 +303,7 @@ def _lengths(
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return cpu.memory_format(x) == torch.channels_last
+    return memory_format(x) == torch.channels_last
 
 
 def _without_autocast() -> contextlib.AbstractContextManager:
@@ -317,17 +320,19 @@ def _convolve(
     sharing_grid: list[int] | None,
     bias: Tensor | None,
 ) -> Tensor:
-    kernel, layout = _reach(x.shape, weight, sharing_grid), cpu.memory_format(x)
+    kernel, layout = _reach(x.shape, weight, sharing_grid), memory_format(x)
     if backend == 'pixels':
         weight = _dense(weight, sharing_grid, kernel)
-        out = cpu.convolve_pixels(x.float(), weight, bias)
-        return cpu.in_format(out.to(x.dtype), layout)
+        out = kernels.convolve_pixels(x.float(), weight, bias)
+        return kernels.in_format(out.to(x.dtype), layout)
     if backend in selection.COMPILED:
-        if sharing_grid is None:
+        if backend == 'direct':
+            weight, sharing_grid = _dense(weight, sharing_grid, kernel), None
+        elif sharing_grid is None:
             weight = _dense(weight, None, kernel)
         lengths = _lengths(backend, x.shape, kernel)
-        out = cpu.convolve(x, weight, bias, *_cells(kernel, sharing_grid), lengths)
-        return cpu.in_format(out, layout)
+        out = kernels.convolve(x, weight, bias, *_cells(kernel, sharing_grid), lengths)
+        return kernels.in_format(out, layout)
     if not x.numel():
         return torch.empty_like(x, memory_format=layout)
     wide, weight = x.float(), _dense(weight, sharing_grid, kernel).float()
@@ -357,10 +362,10 @@ def _weight_grad(
 ) -> Tensor:
     kernel = _reach(x.shape, weight, sharing_grid)
     if backend == 'direct':
-        result = cpu.weight_grad(x, grad, *_cells(kernel, sharing_grid))
+        result = kernels.weight_grad(x, grad, kernel)
         return _share(result, weight, sharing_grid)
     if backend == 'pixels':
-        dense = cpu.weight_grad_pixels(x.float(), grad.float(), kernel)
+        dense = kernels.weight_grad_pixels(x.float(), grad.float(), kernel)
         return _share(dense, weight, sharing_grid)
     if not x.numel():
         return torch.zeros(weight.shape, dtype=torch.float32)
@@ -424,7 +429,7 @@ def _backward_cpu(
         if method not in (for_x, for_weight):
             continue
         shared = weight if sharing_grid is not None else _dense(weight, None, kernel)
-        by_fourier = cpu.fourier_gradients(
+        by_fourier = kernels.fourier_gradients(
             x if for_weight == method else None,
             grad,
             shared if for_x == method else None,
@@ -432,7 +437,7 @@ def _backward_cpu(
             _lengths(method, grad.shape, kernel),
         )
         if for_x == method:
-            grad_x = cpu.in_format(by_fourier[0], cpu.memory_format(grad))
+            grad_x = kernels.in_format(by_fourier[0], memory_format(grad))
         if for_weight == method:
             grad_weight = _share(by_fourier[1], weight, sharing_grid)
     if for_x not in (None, *selection.FOURIER):
@@ -453,13 +458,13 @@ _functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def _forward_fake(x, weight, sharing_grid, bias, backend) -> Tensor:
-    return torch.empty_like(x, memory_format=cpu.memory_format(x))
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _backward_fake(x, grad, weight, sharing_grid, needs_x, backend):
     grad_x = grad.new_empty(0)
     if needs_x:
-        grad_x = torch.empty_like(grad, memory_format=cpu.memory_format(grad))
+        grad_x = torch.empty_like(grad, memory_format=memory_format(grad))
     grad_weight = 0 if x is None else weight.shape
     return grad_x, grad.new_empty(grad_weight, dtype=torch.float32)
 

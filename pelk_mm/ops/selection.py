@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import cpu, fft
+from . import fft
+from .backends.cpu import library as cpu
 
 FOURIER = ('fft', 'column_fft')  # compiled, both gradients at once
 COMPILED = ('direct', 'pixels', *FOURIER)
@@ -146,12 +147,8 @@ def _direct(problem: Problem) -> tuple[float, ...]:
     height, width = problem.size
     vectors = height * math.ceil(width / problem.lanes)
     taps = problem.kernel[0] * problem.kernel[1]
-    if problem.cells is None:
-        across = min(problem.kernel[1], width + problem.lanes - 1)
-        rows = problem.met(0)
-    else:
-        across, taps = problem.cells, problem.cells**2
-        rows = min(problem.cells + 1, height)
+    across = min(problem.kernel[1], width + problem.lanes - 1)
+    rows = problem.met(0)
     return 1 / problem.planes, height, vectors * rows * across, vectors * rows, taps
 
 
@@ -240,8 +237,6 @@ def _nchw(problem: Problem) -> tuple[float, ...]:
 FEATURES: dict[str, Callable[[Problem], tuple[float, ...]]] = {
     'direct': _direct,
     'direct_weight': _direct,
-    'shared': _direct,
-    'shared_weight': _direct,
     'pixels': _pixels,
     'pixels_weight': _pixels,
     'blocks': _blocks,  # the same on planes
@@ -267,8 +262,6 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
     'avx512': {
         'direct': (10400, 25.4, 0.313, 0.235, 0.208),
         'direct_weight': (15000, 12.5, 0.305, 1.34, 6.84),
-        'shared': (9930, 0, 0.214, 2.63, 3.78),
-        'shared_weight': (14600, 3.14, 0.427, 0.688, 8.24),
         'pixels': (15000, 0, 0.11, 0.0192, 0.19),
         'pixels_weight': (21900, 2.21, 0.0652, 0.025, 3.22),
         'blocks': (12300, 0, 0.0484, 0.0182, 0.383, 0.294),
@@ -284,8 +277,6 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
     'avx2': {
         'direct': (10400, 24, 0.206, 0.211, 0.272),
         'direct_weight': (14400, 14.2, 0.272, 0.169, 6.66),
-        'shared': (9960, 0, 0.111, 1.88, 3.31),
-        'shared_weight': (14700, 0, 0.302, 0.0651, 8.68),
         'pixels': (14300, 0, 0.174, 0.035, 0.609),
         'pixels_weight': (19000, 10.9, 0, 0.0442, 9.92),
         'blocks': (12100, 0, 0.235, 0.0243, 0.751, 0.297),
@@ -301,8 +292,6 @@ _COSTS: dict[str, dict[str, tuple[float, ...]]] = {
     'portable': {
         'direct': (10600, 22.3, 0.225, 0.478, 0.886),
         'direct_weight': (14100, 11.5, 0.231, 0.147, 7.47),
-        'shared': (10200, 0, 0.0656, 2.68, 1.93),
-        'shared_weight': (14400, 0, 0.241, 0, 7.53),
         'pixels': (14600, 1.15, 0.32, 0.0826, 1.6),
         'pixels_weight': (19900, 11.7, 0.0126, 0.09, 8.05),
         'blocks': (11900, 2.76, 0.342, 0.0639, 1.98, 0.654),
@@ -350,10 +339,9 @@ def _options(
                 backend: _expected('torch', backend + suffix, dense)
                 for backend in BACKENDS[len(COMPILED) :]
             }
-        direct = 'direct' if cells is None else 'shared'
         pixels = 'pixels' if channels_last else 'blocks'
         return {
-            'direct': _expected(instruction_set, direct + suffix, problem),
+            'direct': _expected(instruction_set, 'direct' + suffix, dense),
             'pixels': _expected(instruction_set, pixels + suffix, dense),
             **{
                 backend: _expected(instruction_set, backend + suffix, problem)

@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelk_mm import ops
-from pelk_mm.ops import cpu, reference, selection
+from pelk_mm.ops import reference, selection
+from pelk_mm.ops.backends.cpu import library as cpu
 
 GRID = (3, 2, 1, 1, 1, 2, 3)  # K = 13
 ISA_CHOICES = [*cpu.instruction_sets(), 'none']

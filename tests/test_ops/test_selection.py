@@ -2,7 +2,8 @@
 
 import pytest
 
-from pelk_mm.ops import cpu, selection
+from pelk_mm.ops import selection
+from pelk_mm.ops.backends.cpu import library as cpu
 
 
 @pytest.fixture(params=[*cpu.instruction_sets(), 'none'])

@@ -68,7 +68,7 @@ void transform_columns(const Transform& vertical, const Plane& x, int64_t top,
     });
 }
 
-// The way back, `length` times too large; adds `bias`.
+// Transforms back into a plane, `length` times too large, and adds `bias`.
 void inverse_columns(const Transform& vertical, const Spectra& spectra, const Plane& y,
                      int64_t top, float bias, const Points& points) {
   for (int64_t begin = 0; begin < spectra.half; begin += kLanes)
@@ -92,13 +92,13 @@ void unpack(const Transform& vertical, const Spectra& spectra, int64_t frequency
     store(re + half + i, here_im + mirrored_im);
     store(im + half + i, mirrored_re - here_re);
   }
-  // Columns beyond the last one shared transforms with others, whose rounding errors they
-  // have taken up.
+  // What columns beyond the last one have is rounding error of those that they share
+  // transforms with.
   clear(re + spectra.width, 2 * half - spectra.width);
   clear(im + spectra.width, 2 * half - spectra.width);
 }
 
-// The way back.
+// Combines the real columns' spectra at a frequency: the inverse of `unpack`.
 void pack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
           const float* re, const float* im) {
   const int64_t half = spectra.half;
@@ -120,10 +120,10 @@ void pack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
 struct Boxes {
   const float* lines;
   int64_t step;           // floats from real to imaginary parts
-  const int64_t* offset;  // of each cell, from `lines` to its box sums
+  const int64_t* offset;  // per cell, from `lines` to its box sums
 };
 
-// A complex number of each column, or of each cell.
+// One complex number per column, or per cell.
 struct Row {
   float *re, *im;
 };
@@ -209,7 +209,7 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
   }
 }
 
-// The sums of a tile's columns must fit in the registers, `own` nearly so too.
+// The sums of a tile's columns must fit in the registers, and most of `own`.
 constexpr int most_vectors(bool correlate) {
   return (PELK_REGISTERS >= 32 ? 8 : 4) / (correlate ? 2 : 1);
 }
@@ -245,7 +245,7 @@ inline Vec sum_lanes(Vec* tile) {
 struct Scratch {
   Spectra x, grad, kernel;
   Points points;
-  // Floats of a row's box sums, of these before the first column, and its columns.
+  // Floats per level of a row, of them before its first column, and its columns.
   int64_t line, halo, width;
   float *lines, *re, *im;  // box sums; a row
   float *weight, *sums;    // [frequency][part][column of the kernel]

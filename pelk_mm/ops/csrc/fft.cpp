@@ -82,7 +82,8 @@ void unpack_columns(const Transform& vertical, const float* panel, int64_t block
   unpack(Constant<true>(), Constant<true>());
 }
 
-// The way back: Z(k) = A(k) + i B(k) and Z(-k) = conj(A(k)) + i conj(B(k)).
+// The inverse of `unpack_columns`: Z(k) = A(k) + i B(k), Z(-k) = conj(A(k)) + i
+// conj(B(k)).
 void pack_columns(const Transform& vertical, const float* rows, int64_t half,
                   int64_t width, int64_t block, float* panel) {
   const int64_t length = vertical.length;

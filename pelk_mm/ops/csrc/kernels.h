@@ -1,9 +1,10 @@
 // What the kernels share with the library around them.
 //
-// The kernels are compiled once per instruction set, with different machine flags. So
-// that the linker cannot merge a function of one set with another's (the one-definition
-// rule lets it keep any copy), everything here is plain data, and the kernel files use no
-// inline function of the standard library that is not forced inline.
+// The kernels are compiled once per instruction set, with different machine flags. The
+// linker keeps one copy of an inline function that several files define, which could be
+// one that this processor cannot run. So everything here is plain data, and the kernel
+// files have internal linkage throughout and call no inline function of the standard
+// library.
 #pragma once
 
 #include <cstddef>

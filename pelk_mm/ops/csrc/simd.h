@@ -185,7 +185,7 @@ inline void read(float* to, const void* data, int64_t at, int64_t n, Type type) 
   }
 }
 
-// The way back, with `bias` added.
+// Copies n floats, plus `bias`, to elements of a plane, from element `at` on.
 inline void write(void* data, int64_t at, const float* from, int64_t n, float bias,
                   Type type) {
   if (type == kFloat32) {

@@ -10,11 +10,12 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
-# Compiled once an instruction set.
-KERNEL_FILES = ('direct', 'fourier', 'columns', 'pixels', 'layout')
+LIBRARY_FILES = ('api', 'instruction_sets', 'plan')
+# Compiled once per instruction set.
+KERNEL_FILES = ('column_fft', 'direct', 'fft', 'kernel_table', 'pixels', 'transpose')
 
-# One entry an instruction set: its namespace in csrc/kernels.h, floats a vector, vector
-# registers, compiler flags.
+# One entry per instruction set: its namespace in csrc/kernels.h, floats per vector,
+# vector registers, compiler flags.
 PORTABLE = ('portable', 4, 16, [])
 X86 = [
     ('avx2', 8, 16, ['-mavx2', '-mfma']),
@@ -32,7 +33,7 @@ class BuildKernels(build_ext):
     """Builds the CPU kernels, a plain shared library, where a compiler allows it."""
 
     def build_extension(self, ext):
-        """Compile the kernels once an instruction set and link all of them."""
+        """Compile the kernels once per instruction set and link all of them."""
         try:
             self._build(ext)
         except Exception as error:
@@ -47,7 +48,7 @@ class BuildKernels(build_ext):
         flags = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden']
         flags += ['-ffp-contract=fast', *(['-DPELK_X86'] if x86 else [])]
         objects = self.compiler.compile(
-            [str(CSRC / 'library.cpp')],
+            [str(CSRC / f'{name}.cpp') for name in LIBRARY_FILES],
             output_dir=self.build_temp,
             extra_postargs=flags,
             depends=ext.depends,
@@ -72,8 +73,8 @@ class BuildKernels(build_ext):
 
 
 KERNELS = Extension(
-    'pelk_mm.ops._kernels',
-    [str(CSRC / f'{name}.cpp') for name in ('library', *KERNEL_FILES)],
+    'pelk_mm.ops.backends.cpu._kernels',
+    [str(CSRC / f'{name}.cpp') for name in (*LIBRARY_FILES, *KERNEL_FILES)],
     depends=[str(path) for path in sorted(CSRC.glob('*.h'))],
     optional=True,
 )

@@ -4,7 +4,6 @@ They only tell whether a call may go around torch's dispatcher, which takes tens
 microseconds in Python. With a torch that lacks one of them no call does.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ import torch
 
 def _find(path: str) -> Any:
     """What torch has under a dotted name, or None."""
-    names = path.split('.')
-    return functools.reduce(lambda at, name: getattr(at, name, None), names, torch)
+    found: Any = torch
+    for name in path.split('.'):
+        found = getattr(found, name, None)
+    return found
 
 
 #: Whether a TorchDispatchMode is on, as FLOP counters and tracers are.

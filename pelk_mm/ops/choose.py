@@ -7,7 +7,7 @@ and with them the choice and the last bits of the result.
 import functools
 import itertools
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 from .backends import cpu
 from .backends.base import Backend, Passes
@@ -91,9 +91,9 @@ def _require(problem: Problem, name: str) -> Backend:
 
 
 @functools.cache
-def _states():
-    """What answers depend on apart from the problem, each once."""
-    return tuple(dict.fromkeys(b.state for b in BACKENDS.values() if b.state))
+def _states() -> tuple[Callable[[], Hashable], ...]:
+    """What tells on what answers depend apart from the problem, each once."""
+    return tuple(dict.fromkeys(type(b).state for b in BACKENDS.values()))
 
 
 @functools.lru_cache(maxsize=4096)

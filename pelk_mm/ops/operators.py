@@ -6,6 +6,7 @@ activation checkpointing see one node each, and both can be differentiated again
 computes them is for `choose` to say.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,31 +134,25 @@ class Operator:
     """
 
     def __init__(self, name: str) -> None:
-        self.dispatched, self._dispatched_backward = (
-            self._define(name + schema, *implementation)
-            for schema, *implementation in (
-                (
-                    '(Tensor x, Tensor weight, int[]? sharing_grid, Tensor? bias, '
-                    'str? backend) -> Tensor',
-                    forward,
-                    _forward_fake,
-                    self._differentiate,
-                    _save,
-                    _forward_flops,
-                ),
-                (
-                    '_backward(Tensor? x, Tensor grad, Tensor weight, '
-                    'int[]? sharing_grid, bool needs_x, str? backend) '
-                    '-> (Tensor, Tensor)',
-                    backward,
-                    _backward_fake,
-                    self._differentiate_backward,
-                    _save_backward,
-                    _backward_flops,
-                ),
-            )
+        self.dispatched = self._define(
+            f'{name}(Tensor x, Tensor weight, int[]? sharing_grid, Tensor? bias, '
+            'str? backend) -> Tensor',
+            forward,
+            _forward_fake,
+            self._differentiate,
+            _save,
+            _forward_flops,
         )
-        self.function = type(
+        self._dispatched_backward = self._define(
+            f'{name}_backward(Tensor? x, Tensor grad, Tensor weight, '
+            'int[]? sharing_grid, bool needs_x, str? backend) -> (Tensor, Tensor)',
+            backward,
+            _backward_fake,
+            self._differentiate_backward,
+            _save_backward,
+            _backward_flops,
+        )
+        self.function: type[torch.autograd.Function] = type(
             name,
             (torch.autograd.Function,),
             {
@@ -167,7 +162,14 @@ class Operator:
         )
 
     @staticmethod
-    def _define(schema, run, fake, differentiate, save, flops):
+    def _define(
+        schema: str,
+        run: Callable,
+        fake: Callable,
+        differentiate: Callable,
+        save: Callable,
+        flops: Callable,
+    ) -> Callable:
         """Register an operator and all that torch asks of it."""
         name = schema.partition('(')[0]
         qualified = f'pelk_mm::{name}'
@@ -182,19 +184,18 @@ class Operator:
     def _differentiate(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, _, needs_bias, _ = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = None
+        grad_bias = None
+        grads: tuple[Any, ...] = (None, None)
         if needs_x or needs_weight:
             watched = torch.is_grad_enabled() or is_watched() or grad.is_meta
             call = self._dispatched_backward if watched else backward
-            grad_x, grad_weight = call(
-                x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend
-            )
+            grads = call(x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend)
         if needs_bias:
             sums = grad.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype))
             grad_bias = sums.to(ctx.bias_dtype)
         return (
-            grad_x if needs_x else None,
-            grad_weight.to(weight.dtype) if needs_weight else None,
+            grads[0] if needs_x else None,
+            grads[1].to(weight.dtype) if needs_weight else None,
             None,
             grad_bias,
             None,
@@ -208,7 +209,8 @@ class Operator:
         settings = (ctx.sharing_grid, None, ctx.backend)
         from_x = ctx.needs_input_grad[0]
         from_weight = ctx.needs_input_grad[2] and ctx.needs_x
-        grad_x = grad_grad = grad_weight = None
+        grad_grad = None
+        grads: tuple[Any, ...] = (None, None)
         if ctx.needs_input_grad[1]:
             terms = []
             if ctx.needs_x:
@@ -217,7 +219,7 @@ class Operator:
                 terms.append(self.dispatched(x, outer_weight, *settings))
             grad_grad = sum(terms)
         if from_x or from_weight:
-            grad_x, grad_weight = self._dispatched_backward(
+            grads = self._dispatched_backward(
                 outer_x if from_weight else None,
                 grad,
                 outer_weight if from_x else weight,
@@ -226,9 +228,9 @@ class Operator:
                 ctx.backend,
             )
         return (
-            grad_x if from_x else None,
+            grads[0] if from_x else None,
             grad_grad,
-            grad_weight.to(weight.dtype) if from_weight else None,
+            grads[1].to(weight.dtype) if from_weight else None,
             None,
             None,
             None,

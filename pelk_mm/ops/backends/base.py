@@ -27,12 +27,15 @@ class Backend(ABC):
     Attributes:
         name: What `backend=` and `PELK_MM_CONV` call it.
         stands_in: Whether it is chosen only where no other backend can run.
-        state: Tells what its answers depend on apart from the problem, if anything.
     """
 
     name: str
     stands_in: ClassVar[bool] = False
-    state: ClassVar[Callable[[], Hashable] | None] = None
+
+    @staticmethod
+    def state() -> Hashable:
+        """What its answers depend on apart from the problem, if anything."""
+        return None
 
     @abstractmethod
     def why_not(self, problem: Problem) -> str | None:

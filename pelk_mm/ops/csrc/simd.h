@@ -1,6 +1,6 @@
-// Vectors, element types and scratch memory for the files that are compiled once an
-// instruction set. All of it has internal linkage, so that no version can run another's
-// machine code.
+// Vectors, element types and scratch memory for the files that are compiled once per
+// instruction set. All of it has internal linkage, so that no instruction set can run the
+// machine code of another.
 #pragma once
 
 #include "kernels.h"
@@ -24,14 +24,14 @@ constexpr int kLanes = PELK_LANES;
 using Vec = float __attribute__((vector_size(kLanes * 4)));
 using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
-using Picks = int32_t __attribute__((vector_size(kLanes * 4)));
+using Indices = int32_t __attribute__((vector_size(kLanes * 4)));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
-// Has a vector that is used more than once loaded once: GCC would load it for each use,
-// which for one that straddles two lines of the cache takes as long as the arithmetic.
-inline Vec once(Vec v) {
+// Keeps a vector in a register. GCC would load one that is used repeatedly for each use,
+// which, where it straddles two cache lines, takes as long as the arithmetic.
+inline Vec keep_in_register(Vec v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
 #elif defined(__SSE__)
@@ -40,7 +40,7 @@ inline Vec once(Vec v) {
   return v;
 }
 
-// A number that is known when a tile is compiled.
+// A number that is known at compile time.
 template <int value>
 struct Constant {
   constexpr operator int() const { return value; }
@@ -85,10 +85,10 @@ struct TileTable {
 #ifdef __clang__
 #define PELK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define PELK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Picks{__VA_ARGS__})
+#define PELK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Indices{__VA_ARGS__})
 #endif
 
-// Exchanges the blocks beside the diagonal of a 2 x 2 matrix of kStep x kStep blocks.
+// Exchanges the off-diagonal blocks of a 2 x 2 matrix of kStep x kStep blocks.
 template <int kStep, int... lane>
 inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, lane...>) {
   const Vec low = PELK_SHUFFLE(a, b, (lane & kStep ? lane - kStep + kLanes : lane)...);
@@ -132,11 +132,11 @@ inline uint16_t to_bfloat16(float value) {
 
 inline float from_float16(uint16_t h) {
   const uint32_t magnitude = h & 0x7fff;
-  // Shifted into place the exponent is 112 too small; the product mends that, for
+  // Shifted into place the exponent is 112 too small; the product corrects that, for
   // subnormal numbers too. Infinities and NaNs keep the exponent of all ones.
   const float scaled = bits_to_float(magnitude << 13) * bits_to_float(239u << 23);
-  const uint32_t bits = magnitude >= 0x7c00 ? 0x7f800000u | (magnitude << 13)
-                                            : float_to_bits(scaled);
+  const uint32_t bits =
+      magnitude >= 0x7c00 ? 0x7f800000u | (magnitude << 13) : float_to_bits(scaled);
   return bits_to_float(bits | (uint32_t(h & 0x8000) << 16));
 }
 
@@ -154,7 +154,7 @@ inline uint16_t to_float16(float value) {
 }
 
 // to = from + bias. The last vector overlaps the one before: rows are short, and a loop
-// over the rest would take as long as they.
+// over the remainder would take as long as all the vectors.
 inline void copy(float* to, const float* from, int64_t n, float bias) {
   if (n < kLanes) {
     for (int64_t i = 0; i < n; ++i) to[i] = from[i] + bias;
@@ -164,27 +164,30 @@ inline void copy(float* to, const float* from, int64_t n, float bias) {
   store(to + n - kLanes, load(from + n - kLanes) + bias);
 }
 
-// Copies n elements of a plane to floats; with `add`, adds them.
-inline void read(float* to, const void* data, int64_t at, int64_t n, Type type, bool add) {
+// Sets n floats to zero. Rows are short: a loop beats a call into the C library.
+inline void clear(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, Vec{});
+  for (; i < n; ++i) to[i] = 0.0f;
+}
+
+// Copies n elements of a plane, from element `at` on, to floats.
+inline void read(float* to, const void* data, int64_t at, int64_t n, Type type) {
   if (type == kFloat32) {
-    const float* from = static_cast<const float*>(data) + at;
-    if (add)
-      for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-    else
-      copy(to, from, n, 0.0f);
+    copy(to, static_cast<const float*>(data) + at, n, 0.0f);
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(data) + at;
   if (type == kBFloat16) {
-    for (int64_t i = 0; i < n; ++i)
-      to[i] = from_bfloat16(from[i]) + (add ? to[i] : 0.0f);
+    for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(from[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i)
-      to[i] = from_float16(from[i]) + (add ? to[i] : 0.0f);
+    for (int64_t i = 0; i < n; ++i) to[i] = from_float16(from[i]);
   }
 }
 
-inline void write(void* data, int64_t at, const float* from, int64_t n, float bias, Type type) {
+// Copies n floats, plus `bias`, to elements of a plane, from element `at` on.
+inline void write(void* data, int64_t at, const float* from, int64_t n, float bias,
+                  Type type) {
   if (type == kFloat32) {
     copy(static_cast<float*>(data) + at, from, n, bias);
     return;
@@ -197,7 +200,8 @@ inline void write(void* data, int64_t at, const float* from, int64_t n, float bi
   }
 }
 
-// Hands out aligned pieces of a thread's scratch memory; without memory, counts them.
+// Divides a thread's scratch memory into aligned pieces. With a null base it only adds up
+// their sizes.
 struct Arena {
   char* base;
   size_t used;

@@ -13,7 +13,7 @@ from ..base import (
     input_gradient,
     parameter_gradient,
 )
-from . import costs, library
+from . import costs, kernels, library
 
 
 class CompiledBackend(Backend):
@@ -50,8 +50,8 @@ class Direct(CompiledBackend):
         self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Convolve with expanded kernels."""
-        out = library.convolve_planes(x, dense_kernel(problem, weight), bias)
-        return library.in_format(out, problem.memory_format)
+        out = kernels.convolve(x, dense_kernel(problem, weight), bias)
+        return kernels.in_format(out, problem.memory_format)
 
     def backward(
         self,
@@ -62,17 +62,17 @@ class Direct(CompiledBackend):
         needs_x: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Differentiate, changing the layout of the gradient once."""
-        grad = library.in_format(grad, torch.contiguous_format)
+        grad = kernels.in_format(grad, torch.contiguous_format)
         grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
         if x is None:
             return grad_x, None
-        dense = library.weight_grad_planes(x, grad, problem.kernel)
+        dense = kernels.weight_grad(x, grad, problem.kernel)
         return grad_x, parameter_gradient(problem, weight, dense)
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Sum the passes and the changes of layout."""
         names = ['direct' + '_weight' * (each == 'weight') for each in passes]
-        return costs.expected(problem, names, passes, changes_layout=True)
+        return costs.expected(problem, names, passes, changes_layout=True, expands=True)
 
 
 class Pixels(CompiledBackend):
@@ -84,8 +84,8 @@ class Pixels(CompiledBackend):
         self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Convolve with expanded kernels, in float32."""
-        out = library.convolve_pixels(x.float(), dense_kernel(problem, weight), bias)
-        return library.in_format(out.to(problem.dtype), problem.memory_format)
+        out = kernels.convolve_pixels(x.float(), dense_kernel(problem, weight), bias)
+        return kernels.in_format(out.to(problem.dtype), problem.memory_format)
 
     def backward(
         self,
@@ -99,14 +99,16 @@ class Pixels(CompiledBackend):
         grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
         if x is None:
             return grad_x, None
-        dense = library.weight_grad_pixels(x.float(), grad.float(), problem.kernel)
+        dense = kernels.weight_grad_pixels(x.float(), grad.float(), problem.kernel)
         return grad_x, parameter_gradient(problem, weight, dense)
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Sum the passes."""
         name = 'pixels' if problem.channels_last else 'blocks'
         names = [name + '_weight' * (each == 'weight') for each in passes]
-        return costs.expected(problem, names, passes, changes_layout=False)
+        return costs.expected(
+            problem, names, passes, changes_layout=False, expands=True
+        )
 
 
 class Fourier(CompiledBackend):
@@ -130,8 +132,8 @@ class Fourier(CompiledBackend):
         """Convolve with dense kernels or with a sharing grid's parameters."""
         weight = _own_parameters(problem, weight)
         lengths = self._lengths(problem)
-        out = library.convolve(x, weight, bias, *problem.cells, lengths)
-        return library.in_format(out, problem.memory_format)
+        out = kernels.fourier_convolve(x, weight, bias, *problem.cells, lengths)
+        return kernels.in_format(out, problem.memory_format)
 
     def backward(
         self,
@@ -142,7 +144,7 @@ class Fourier(CompiledBackend):
         needs_x: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Differentiate; both gradients share the transform of the output's."""
-        grad_x, grad_weight = library.fourier_gradients(
+        grad_x, grad_weight = kernels.fourier_gradients(
             x,
             grad,
             _own_parameters(problem, weight) if needs_x else None,
@@ -150,7 +152,7 @@ class Fourier(CompiledBackend):
             self._lengths(problem),
         )
         if grad_x is not None:
-            grad_x = library.in_format(grad_x, problem.memory_format)
+            grad_x = kernels.in_format(grad_x, problem.memory_format)
         if grad_weight is not None and problem.grid is None:
             grad_weight = parameter_gradient(problem, weight, grad_weight)
         return grad_x, grad_weight
@@ -159,7 +161,9 @@ class Fourier(CompiledBackend):
         """Tell the time of one pass or of both gradients."""
         suffix = '_both' if len(passes) > 1 else '_weight' * (passes[0] == 'weight')
         names = [self.name + suffix]
-        return costs.expected(problem, names, passes, changes_layout=True)
+        return costs.expected(
+            problem, names, passes, changes_layout=True, expands=False
+        )
 
 
 def _own_parameters(problem: Problem, weight: Tensor) -> Tensor:

@@ -154,8 +154,18 @@ COSTS: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
+#: Nanoseconds of expanding a sharing grid's parameters, or of summing a dense gradient
+#: over its cells: of a call, then of each tap of a channel.
+EXPANSION = (80_000, 1.2)
+
+
 def expected(
-    problem: Problem, names: Sequence[str], passes: Passes, changes_layout: bool
+    problem: Problem,
+    names: Sequence[str],
+    passes: Passes,
+    *,
+    changes_layout: bool,
+    expands: bool,
 ) -> float:
     """Expected time of passes in one call.
 
@@ -166,11 +176,12 @@ def expected(
         changes_layout: Whether maps that are channels_last have to be transposed: one
             for a call, the gradient of the output where there is one, and another for
             each pass, its input or its result.
+        expands: Whether the kernels have to be dense.
 
     Returns:
         Nanoseconds on one thread.
     """
-    version = library.instruction_set()
+    version = library.require_instruction_set()
     lanes, costs = library.LANES[version], COSTS[version]
     times = {
         name: linear_cost(problem, costs[name], TERMS[name](problem, lanes))
@@ -179,4 +190,8 @@ def expected(
     total = sum(times[name] for name in names)
     if changes_layout and problem.channels_last:
         total += (1 + len(passes)) * times['transpose']
+    if expands and problem.grid is not None:
+        call, per_tap = EXPANSION
+        taps = problem.shape[1] * problem.kernel[0] * problem.kernel[1]
+        total += len(passes) * (call + per_tap * taps)
     return total

@@ -1,10 +1,9 @@
-// What convolutions by Fourier transforms have in common: butterflies, passes, a plane's
-// columns, and the taps that meet a map. For the files that are compiled once an
+// Fourier transforms: butterflies and passes, for files that are compiled once per
 // instruction set.
 //
-// A vector holds kLanes independent transforms, so that no butterfly shuffles. Forward
-// passes go from natural order to the order of the digits reversed, inverse ones back: a
-// product of spectra does not mind the order.
+// A vector holds kLanes independent transforms, so that butterflies need no shuffles.
+// Forward passes go from natural to digit-reversed order, inverse ones back: the order
+// does not matter to a product of spectra.
 #pragma once
 
 #include "simd.h"
@@ -13,14 +12,13 @@ namespace pelk {
 namespace PELK_ISA {
 namespace {
 
-// Real and imaginary part of kLanes transforms.
+// Floats per point of kLanes transforms: real parts, then imaginary parts.
 constexpr int64_t kPoint = 2 * kLanes;
-// Bytes of a line of the cache.
-constexpr int64_t kLine = 64;
 
 // ---------------------------------------------------------------- butterflies
 
-// Discrete Fourier transforms of kRadix points, inlined or they would go through memory.
+// Discrete Fourier transforms of kRadix points; inlined, as otherwise their operands
+// would go through memory.
 template <int kRadix>
 struct Butterfly;
 
@@ -40,14 +38,14 @@ struct Butterfly<3> {
   static PELK_INLINE void run(Vec* re, Vec* im) {
     constexpr float kSine = 0.866025403784438647f;
     const Vec sum_r = re[1] + re[2], sum_i = im[1] + im[2];
-    const Vec turn_r = kSine * (im[1] - im[2]), turn_i = kSine * (re[2] - re[1]);
+    const Vec rot_r = kSine * (im[1] - im[2]), rot_i = kSine * (re[2] - re[1]);
     const Vec mid_r = re[0] - 0.5f * sum_r, mid_i = im[0] - 0.5f * sum_i;
     re[0] += sum_r;
     im[0] += sum_i;
-    re[1] = mid_r + turn_r;
-    im[1] = mid_i + turn_i;
-    re[2] = mid_r - turn_r;
-    im[2] = mid_i - turn_i;
+    re[1] = mid_r + rot_r;
+    im[1] = mid_i + rot_i;
+    re[2] = mid_r - rot_r;
+    im[2] = mid_i - rot_i;
   }
 };
 
@@ -57,15 +55,15 @@ struct Butterfly<4> {
     const Vec even_r = re[0] + re[2], even_i = im[0] + im[2];
     const Vec skew_r = re[0] - re[2], skew_i = im[0] - im[2];
     const Vec odd_r = re[1] + re[3], odd_i = im[1] + im[3];
-    const Vec turn_r = im[1] - im[3], turn_i = re[3] - re[1];
+    const Vec rot_r = im[1] - im[3], rot_i = re[3] - re[1];
     re[0] = even_r + odd_r;
     im[0] = even_i + odd_i;
-    re[1] = skew_r + turn_r;
-    im[1] = skew_i + turn_i;
+    re[1] = skew_r + rot_r;
+    im[1] = skew_i + rot_i;
     re[2] = even_r - odd_r;
     im[2] = even_i - odd_i;
-    re[3] = skew_r - turn_r;
-    im[3] = skew_i - turn_i;
+    re[3] = skew_r - rot_r;
+    im[3] = skew_i - rot_i;
   }
 };
 
@@ -82,20 +80,20 @@ struct Butterfly<5> {
     const Vec mid1_i = im[0] + kCosine1 * sum1_i + kCosine2 * sum2_i;
     const Vec mid2_r = re[0] + kCosine2 * sum1_r + kCosine1 * sum2_r;
     const Vec mid2_i = im[0] + kCosine2 * sum1_i + kCosine1 * sum2_i;
-    const Vec turn1_r = kSine1 * gap1_r + kSine2 * gap2_r;
-    const Vec turn1_i = kSine1 * gap1_i + kSine2 * gap2_i;
-    const Vec turn2_r = kSine2 * gap1_r - kSine1 * gap2_r;
-    const Vec turn2_i = kSine2 * gap1_i - kSine1 * gap2_i;
+    const Vec rot1_r = kSine1 * gap1_r + kSine2 * gap2_r;
+    const Vec rot1_i = kSine1 * gap1_i + kSine2 * gap2_i;
+    const Vec rot2_r = kSine2 * gap1_r - kSine1 * gap2_r;
+    const Vec rot2_i = kSine2 * gap1_i - kSine1 * gap2_i;
     re[0] += sum1_r + sum2_r;
     im[0] += sum1_i + sum2_i;
-    re[1] = mid1_r + turn1_r;
-    im[1] = mid1_i + turn1_i;
-    re[2] = mid2_r + turn2_r;
-    im[2] = mid2_i + turn2_i;
-    re[3] = mid2_r - turn2_r;
-    im[3] = mid2_i - turn2_i;
-    re[4] = mid1_r - turn1_r;
-    im[4] = mid1_i - turn1_i;
+    re[1] = mid1_r + rot1_r;
+    im[1] = mid1_i + rot1_i;
+    re[2] = mid2_r + rot2_r;
+    im[2] = mid2_i + rot2_i;
+    re[3] = mid2_r - rot2_r;
+    im[3] = mid2_i - rot2_i;
+    re[4] = mid1_r - rot1_r;
+    im[4] = mid1_i - rot1_i;
   }
 };
 
@@ -103,7 +101,8 @@ template <>
 struct Butterfly<8> {
   static PELK_INLINE void run(Vec* re, Vec* im) {
     constexpr float kHalf = 0.707106781186547524f;
-    Vec even_r[4] = {re[0], re[2], re[4], re[6]}, even_i[4] = {im[0], im[2], im[4], im[6]};
+    Vec even_r[4] = {re[0], re[2], re[4], re[6]},
+        even_i[4] = {im[0], im[2], im[4], im[6]};
     Vec odd_r[4] = {re[1], re[3], re[5], re[7]}, odd_i[4] = {im[1], im[3], im[5], im[7]};
     Butterfly<4>::run(even_r, even_i);
     Butterfly<4>::run(odd_r, odd_i);
@@ -125,7 +124,7 @@ struct Butterfly<8> {
   }
 };
 
-// Twice an odd radix: Good and Thomas' map of the indices needs no twiddles.
+// Twice an odd radix: the prime-factor (Good-Thomas) index mapping needs no twiddles.
 template <int kOdd>
 struct PrimeFactor {
   static PELK_INLINE void run(Vec* re, Vec* im) {
@@ -173,7 +172,7 @@ struct Points {
 };
 
 // One pass over `length` points in runs of `run`. The inverse is the transposed pass with
-// real and imaginary parts exchanged, which conjugates everything; it does not scale.
+// real and imaginary parts exchanged, which conjugates everything; it is not normalised.
 template <int kRadix, bool kInverse, class From, class To>
 void pass(const From from, const To to, int64_t length, int64_t run,
           const float* twiddles) {
@@ -267,156 +266,6 @@ void inverse(const Transform& t, const From& from, const Points& points, const T
 template <class To>
 void inverse(const Transform& t, const Points& points, const To& to) {
   inverse(t, points, points, to);
-}
-
-// ---------------------------------------------------------------- planes and taps
-
-// kLanes real columns of a plane as real parts and the ones from `second` on as imaginary
-// parts, in any type and as many as there are; point `top` is the first row.
-class Columns {
- public:
-  Columns(const Plane& plane, int64_t top, int64_t first, int64_t second, float bias)
-      : plane_(plane),
-        top_(top),
-        last_(plane.type == kFloat32 ? plane.height * plane.width - kLanes : -1),
-        bias_(bias),
-        first_(columns_from(first)),
-        second_(columns_from(second)) {}
-
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    const int64_t row = i - top_;
-    const bool inside = uint64_t(row) < uint64_t(plane_.height);
-    *re = inside ? get(row, first_) : Vec{};
-    *im = inside ? get(row, second_) : Vec{};
-  }
-
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    const int64_t row = i - top_;
-    if (uint64_t(row) >= uint64_t(plane_.height)) return;
-    put(row, first_, re);
-    put(row, second_, im);
-  }
-
- private:
-  struct Part {
-    int64_t begin, count;
-    Picks mask;  // ones in the lanes of columns that are there
-  };
-
-  Part columns_from(int64_t begin) const {
-    Part part = {begin, smaller(kLanes, plane_.width - begin), {}};
-    for (int64_t i = 0; i < part.count; ++i) part.mask[i] = -1;
-    return part;
-  }
-
-  // Whole vectors are read and written back where they end within the plane; the lanes of
-  // columns that are not there belong to the next row.
-  PELK_INLINE Vec get(int64_t row, const Part& part) const {
-    const int64_t at = row * plane_.width + part.begin;
-    if (at > last_) return get_each(at, part.count);
-    return Vec(Picks(pelk::PELK_ISA::load(floats() + at)) & part.mask);
-  }
-
-  PELK_INLINE void put(int64_t row, const Part& part, Vec vector) const {
-    const int64_t at = row * plane_.width + part.begin;
-    if (at > last_) return put_each(at, part.count, vector);
-    const Vec next = pelk::PELK_ISA::load(floats() + at);
-    pelk::PELK_ISA::store(floats() + at, part.mask ? vector + bias_ : next);
-  }
-
-  float* floats() const { return static_cast<float*>(const_cast<void*>(plane_.data)); }
-
-  // Inlined into every pass these would take a minute to compile.
-  PELK_NOINLINE Vec get_each(int64_t at, int64_t count) const {
-    float values[kLanes] = {};
-    if (count > 0) read(values, plane_.data, at, count, plane_.type, false);
-    return pelk::PELK_ISA::load(values);
-  }
-
-  PELK_NOINLINE void put_each(int64_t at, int64_t count, Vec vector) const {
-    float values[kLanes];
-    pelk::PELK_ISA::store(values, vector);
-    if (count > 0)
-      write(const_cast<void*>(plane_.data), at, values, count, bias_, plane_.type);
-  }
-
-  Plane plane_;
-  int64_t top_, last_;  // element after which a vector would reach beyond the plane
-  float bias_;
-  Part first_, second_;
-};
-
-// The same where all the columns are there, in float32.
-struct WholeColumns {
-  float* data;  // the first real part
-  int64_t pitch, half, top, height;
-  float bias;
-
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    const int64_t row = i - top;
-    const bool inside = uint64_t(row) < uint64_t(height);
-    const float* from = data + row * pitch;
-    *re = inside ? pelk::PELK_ISA::load(from) : Vec{};
-    *im = inside ? pelk::PELK_ISA::load(from + half) : Vec{};
-  }
-
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    const int64_t row = i - top;
-    if (uint64_t(row) >= uint64_t(height)) return;
-    float* to = data + row * pitch;
-    pelk::PELK_ISA::store(to, re + bias);
-    pelk::PELK_ISA::store(to + half, im + bias);
-  }
-};
-
-// Calls `work` with the columns from `first` on, as whole ones if they are.
-template <class Work>
-void with_columns(const Plane& plane, int64_t top, int64_t first, int64_t half,
-                              float bias, const Work& work) {
-  if (plane.type == kFloat32 && first + half + kLanes <= plane.width) {
-    float* data = static_cast<float*>(const_cast<void*>(plane.data)) + first;
-    work(WholeColumns{data, plane.width, half, top, plane.height, bias});
-  } else {
-    work(Columns(plane, top, first, first + half, bias));
-  }
-}
-
-// Columns from one that is a real part to the one that is its imaginary part.
-int64_t half_of(int64_t width) { return round_up((width + 1) / 2, kLanes); }
-
-// The taps of a kernel that some pixel meets the map with.
-struct Taps {
-  int64_t crop, reach, count;
-
-  Taps(const Axis& axis, int64_t size)
-      : crop(larger(0, axis.radius - (size - 1))),
-        reach(axis.radius - crop),
-        count(2 * reach + 1) {}
-
-  // Those of a cell, within [0, count).
-  int64_t begin(const Axis& axis, int cell) const {
-    return smaller(count, larger(0, axis.start[cell] - crop));
-  }
-};
-
-Plane image(const Images& images, int64_t n) {
-  return {static_cast<const char*>(images.first.data) + n * images.stride,
-          images.first.height, images.first.width, images.first.type};
-}
-
-// None of a plane without data.
-int64_t bytes_to_read(const Plane& plane) {
-  if (!plane.data) return 0;
-  return plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
-}
-
-// What is read after image n; no data if there is nothing.
-Plane after(const Images& images, int64_t n) {
-  if (n + 1 < images.count) return image(images, n + 1);
-  Plane next = images.first;
-  next.data =
-      images.next ? static_cast<const char*>(next.data) + images.next : nullptr;
-  return next;
 }
 
 }  // namespace

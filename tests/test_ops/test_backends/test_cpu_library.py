@@ -1,6 +1,9 @@
 """The compiled kernels against the float64 reference, on every instruction set."""
 
+import ctypes
 import multiprocessing
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,21 +11,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelk_mm.ops import cpu, fft, reference
+from pelk_mm.ops import reference
+from pelk_mm.ops.backends.cpu import kernels, library
+from pelk_mm.ops.problem import Problem
 
 EPSILON = torch.finfo(torch.float32).eps
-VERSIONS = list(cpu.instruction_sets())
+INSTRUCTION_SETS = list(library.instruction_sets())
 FOURIER = ('fft', 'column_fft')
 METHODS = ('direct', 'pixels', *FOURIER)
 GRID_51 = (9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9)
 GRID_101 = (17, 16, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 16, 17)
 
-pytestmark = pytest.mark.skipif(not VERSIONS, reason='the kernels are not built')
+pytestmark = pytest.mark.skipif(
+    not INSTRUCTION_SETS, reason='the kernels are not built'
+)
 
 
-@pytest.fixture(params=VERSIONS)
-def version(request, monkeypatch):
-    monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, request.param)
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch):
+    monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, request.param)
     return request.param
 
 
@@ -35,9 +42,9 @@ def lengths(method, x, row_grid, col_grid):
     if method not in FOURIER:
         return None
     sizes = zip((sum(row_grid), sum(col_grid)), x.shape[2:], strict=True)
-    reach = tuple(min(taps, max(1, 2 * extent - 1)) for taps, extent in sizes)
-    down, along = fft.lengths(x.shape, reach)
-    return down, along if method == 'fft' else 0
+    kernel = tuple(min(taps, max(1, 2 * extent - 1)) for taps, extent in sizes)
+    vertical, horizontal = Problem(tuple(x.shape), kernel).transform_lengths
+    return vertical, horizontal if method == 'fft' else 0
 
 
 def expand(weight, row_grid, col_grid):
@@ -56,24 +63,29 @@ def share(grad, row_grid, col_grid):
 def convolve(method, x, weight, bias, row_grid, col_grid):
     if method == 'pixels':
         kernel = expand(weight, row_grid, col_grid)
-        out = cpu.convolve_pixels(x.float(), kernel, bias)
-        return cpu.in_format(out.to(x.dtype), torch.contiguous_format)
+        out = kernels.convolve_pixels(x.float(), kernel, bias)
+        return kernels.in_format(out.to(x.dtype), torch.contiguous_format)
+    if method == 'direct':
+        return kernels.convolve(x, expand(weight, row_grid, col_grid), bias)
     transforms = lengths(method, x, row_grid, col_grid)
-    return cpu.convolve(x, weight, bias, row_grid, col_grid, transforms)
+    return kernels.fourier_convolve(x, weight, bias, row_grid, col_grid, transforms)
 
 
 def gradients(method, x, grad, weight, row_grid, col_grid):
     """Gradients to the input and to the weights."""
     if method in FOURIER:
         transforms = lengths(method, x, row_grid, col_grid)
-        return cpu.fourier_gradients(x, grad, weight, row_grid, col_grid, transforms)
-    turned = weight.flip(-2, -1)
-    grad_x = convolve(method, grad, turned, None, row_grid[::-1], col_grid[::-1])
+        return kernels.fourier_gradients(
+            x, grad, weight, row_grid, col_grid, transforms
+        )
+    flipped = weight.flip(-2, -1)
+    grad_x = convolve(method, grad, flipped, None, row_grid[::-1], col_grid[::-1])
+    taps = sum(row_grid), sum(col_grid)
     if method == 'pixels':
-        taps = sum(row_grid), sum(col_grid)
-        dense = cpu.weight_grad_pixels(x.float(), grad.float(), taps)
-        return grad_x, share(dense, row_grid, col_grid)
-    return grad_x, cpu.weight_grad(x, grad, row_grid, col_grid)
+        grad_weight = kernels.weight_grad_pixels(x.float(), grad.float(), taps)
+    else:
+        grad_weight = kernels.weight_grad(x, grad, taps)
+    return grad_x, share(grad_weight, row_grid, col_grid)
 
 
 def results(method, x, weight, bias, grad, row_grid, col_grid):
@@ -111,10 +123,10 @@ def assert_as_good_as_direct(x, weight, bias, grad, row_grid, col_grid, slack=0.
             operands,
         )
     )
-    for name in VERSIONS:
+    for name in INSTRUCTION_SETS:
         for method in METHODS:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
+                patch.setenv(library.ENVIRONMENT_VARIABLE, name)
                 ours = results(method, *operands, row_grid, col_grid)
             for result, by_torch, expected, scale in zip(
                 ours, direct, exact, magnitudes, strict=True
@@ -194,9 +206,9 @@ def test_kernel_far_larger_than_the_map():
     assert_as_good_as_direct(x, weight, bias, grad, GRID_101, GRID_101, slack=0.5)
 
 
-def test_rounding_does_not_build_up_down_a_tall_map(version):
+def test_rounding_does_not_build_up_down_a_tall_map(instruction_set, method):
     x, weight, bias, grad = random_problem((1, 1, 1500, 9), 13, 13, seed=3, offset=2.0)
-    out = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    out = convolve(method, x, weight, bias, GRID_51, GRID_51)
     exact, *_ = reference_results(
         *(t.double() for t in (x, weight, bias, grad)), GRID_51, GRID_51
     )
@@ -204,11 +216,11 @@ def test_rounding_does_not_build_up_down_a_tall_map(version):
     assert error[-300:].mean() < 2 * error[:300].mean()
 
 
-def test_every_version_and_method_agrees(monkeypatch):
+def test_every_instruction_set_and_method_agrees(monkeypatch):
     problem = random_problem((2, 3, 40, 50), 13, 13, seed=4)
     found = []
-    for name in VERSIONS:
-        monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, name)
+    for name in INSTRUCTION_SETS:
+        monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, name)
         for method in METHODS:
             parts = results(method, *problem, GRID_51, GRID_51)
             found.append(torch.cat([part.flatten() for part in parts]))
@@ -219,10 +231,12 @@ def test_every_version_and_method_agrees(monkeypatch):
 @pytest.mark.parametrize('fourier', FOURIER)
 @pytest.mark.parametrize('wanted', ['x', 'weight'])
 @pytest.mark.parametrize('shape', [(2, 3, 20, 30), (1, 2, 70, 65)])
-def test_one_fourier_gradient_alone_has_the_same_bits(version, fourier, wanted, shape):
+def test_one_fourier_gradient_alone_has_the_same_bits(
+    instruction_set, fourier, wanted, shape
+):
     x, weight, _, grad = random_problem(shape, 13, 13, seed=12)
     both = gradients(fourier, x, grad, weight, GRID_51, GRID_51)
-    alone = cpu.fourier_gradients(
+    alone = kernels.fourier_gradients(
         x if wanted == 'weight' else None,
         grad,
         weight if wanted == 'x' else None,
@@ -235,25 +249,29 @@ def test_one_fourier_gradient_alone_has_the_same_bits(version, fourier, wanted, 
 
 
 @pytest.mark.parametrize('down_along', [(7, 8), (14, 14), (10, 16), (22, 22), (20, 8)])
-def test_transforms_of_lengths_that_cannot_serve_are_refused(version, down_along):
+def test_transforms_of_lengths_that_cannot_serve_are_refused(
+    instruction_set, down_along
+):
     x, weight, _, grad = random_problem((1, 1, 8, 8), 13, 13, seed=13)
     grids = GRID_51, GRID_51
-    with pytest.raises(ValueError, match=r'take fft.lengths\(\)'):
-        cpu.convolve(x, weight, None, *grids, down_along)
-    with pytest.raises(ValueError, match=r'take fft.lengths\(\)'):
-        cpu.fourier_gradients(x, grad, weight, *grids, down_along)
+    with pytest.raises(ValueError, match='take Problem.transform_lengths'):
+        kernels.fourier_convolve(x, weight, None, *grids, down_along)
+    with pytest.raises(ValueError, match='take Problem.transform_lengths'):
+        kernels.fourier_gradients(x, grad, weight, *grids, down_along)
 
 
 @pytest.mark.parametrize('kernel', [(5, 5), (13, 5), (1, 3)])
 @pytest.mark.parametrize('shape', [(2, 46, 9, 11), (1, 16, 30, 7), (3, 5, 6, 1)])
-def test_sums_over_channels_have_the_same_bits_in_both_layouts(version, shape, kernel):
+def test_sums_over_channels_have_the_same_bits_in_both_layouts(
+    instruction_set, shape, kernel
+):
     x, weight, bias, grad = random_problem(shape, *kernel, seed=14)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         maps = [t.contiguous(memory_format=layout) for t in (x, grad)]
-        out = cpu.convolve_pixels(maps[0], weight, bias)
+        out = kernels.convolve_pixels(maps[0], weight, bias)
         assert out.is_contiguous(memory_format=layout)
-        found.append((out, cpu.weight_grad_pixels(*maps, kernel)))
+        found.append((out, kernels.weight_grad_pixels(*maps, kernel)))
     assert all(map(torch.equal, *found))
 
 
@@ -262,20 +280,20 @@ def test_sums_over_channels_have_the_same_bits_in_both_layouts(version, shape, k
     'shape',
     [(2, 46, 33, 40), (1, 3, 5, 7), (2, 130, 9, 1), (2, 20, 1, 9), (3, 18, 1, 1)],
 )
-def test_layouts_come_and_go(version, dtype, shape):
+def test_layouts_come_and_go(instruction_set, dtype, shape):
     channels = shape[1]
     more = torch.randn(shape[0], channels + 9, *shape[2:]).to(dtype)
     more = more.contiguous(memory_format=torch.channels_last)
     transposed = more.transpose(2, 3)
     for x in (more, more[:, :channels], more[:, 3 : 3 + channels], transposed):
-        planes = cpu.in_format(x, torch.contiguous_format)
-        pixels = cpu.in_format(x.contiguous(), torch.channels_last)
+        planes = kernels.in_format(x, torch.contiguous_format)
+        pixels = kernels.in_format(x.contiguous(), torch.channels_last)
         assert torch.equal(planes, x)
         assert torch.equal(pixels, x)
         assert pixels.is_contiguous(memory_format=torch.channels_last)
         for there in (planes, pixels):
             for back in (torch.contiguous_format, torch.channels_last):
-                assert torch.equal(cpu.in_format(there, back), x)
+                assert torch.equal(kernels.in_format(there, back), x)
 
 
 @pytest.mark.parametrize(
@@ -312,12 +330,12 @@ def test_empty_tensors(method, shape):
 
 def test_large_batch():
     x, weight, bias, grad = random_problem((300, 2, 6, 6), 5, 5, seed=6)
-    # Torch fuses multiplications and additions, the portable version does not.
+    # Torch fuses multiplications and additions, the portable one does not.
     assert_as_good_as_direct(x, weight, bias, grad, (1,) * 5, (1,) * 5, slack=0.3)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_accumulates_in_float32(version, method, dtype):
+def test_half_precision_accumulates_in_float32(instruction_set, method, dtype):
     problem = [t.to(dtype) for t in random_problem((1, 2, 40, 33), 13, 13, seed=7)]
     narrow = results(method, *problem, GRID_51, GRID_51)
     wide = results(method, *(t.float() for t in problem), GRID_51, GRID_51)
@@ -328,25 +346,25 @@ def test_half_precision_accumulates_in_float32(version, method, dtype):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_every_half_number_passes_unchanged(version, dtype):
+def test_every_half_number_passes_unchanged(instruction_set, dtype):
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 256, 256)
-    out = cpu.convolve(x, torch.ones(1, 1, 1), None, (1,), (1,))
+    out = kernels.convolve(x, torch.ones(1, 1, 1), None)
     # Adding the bias 0 turns -0 into 0 and keeps a NaN one.
     torch.testing.assert_close(out, x, rtol=0, atol=0, equal_nan=True)
 
 
-def test_rounding_to_half_precision(version):
+def test_rounding_to_half_precision(instruction_set):
     exponents = torch.arange(-30, 18).float().view(1, 1, -1, 1)
     steps = torch.linspace(1, 2, 97).view(1, 1, 1, -1)
     wide = torch.cat([2**exponents * steps, -(2**exponents) * steps], 2)
     # x = 1 times a weight in float32 leaves the rounding to the output alone.
     for dtype in (torch.float16, torch.bfloat16):
         x = torch.ones(1, wide.numel(), 1, 1, dtype=dtype)
-        out = cpu.convolve(x, wide.reshape(-1, 1, 1), None, (1,), (1,))
+        out = kernels.convolve(x, wide.reshape(-1, 1, 1), None)
         assert torch.equal(out.flatten(), wide.flatten().to(dtype))
 
 
-def test_threads_and_runs_agree(version, method):
+def test_threads_and_runs_agree(instruction_set, method):
     problem = random_problem((2, 5, 50, 300), 13, 13, seed=8)
     threads = torch.get_num_threads()
     found = []
@@ -360,18 +378,18 @@ def test_threads_and_runs_agree(version, method):
         assert all(map(torch.equal, again, found[0]))
 
 
-def test_own_threads_agree_with_borrowed_ones(monkeypatch):
-    x, weight, bias, _ = random_problem((2, 5, 50, 60), 13, 13, seed=9)
-    borrowed = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
-    monkeypatch.setattr(cpu, '_borrowed_threads', lambda: None)
-    own = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
-    assert torch.equal(own, borrowed)
+def test_own_threads_agree_with_borrowed_ones(monkeypatch, method):
+    problem = random_problem((2, 5, 50, 60), 13, 13, seed=9)
+    borrowed = results(method, *problem, GRID_51, GRID_51)
+    monkeypatch.setattr(library, 'borrowed_threads', lambda: None)
+    own = results(method, *problem, GRID_51, GRID_51)
+    assert all(map(torch.equal, own, borrowed))
 
 
 def _convolve_in_child(queue, problem, threads):
     torch.set_num_threads(threads)
     x, weight, bias, _ = problem
-    queue.put(cpu.convolve(x, weight, bias, GRID_51, GRID_51).numpy())
+    queue.put(convolve('column_fft', x, weight, bias, GRID_51, GRID_51).numpy())
 
 
 @pytest.mark.parametrize('threads', [1, 2])
@@ -379,7 +397,7 @@ def test_forked_workers_are_unharmed(threads):
     problem = random_problem((2, 4, 40, 40), 13, 13, seed=10)
     x, weight, bias, _ = problem
     # The parent's threads are up before the fork, which the child does not inherit.
-    expected = cpu.convolve(x, weight, bias, GRID_51, GRID_51)
+    expected = convolve('column_fft', x, weight, bias, GRID_51, GRID_51)
     context = multiprocessing.get_context('fork')
     queue = context.Queue()
     child = context.Process(target=_convolve_in_child, args=(queue, problem, threads))
@@ -389,7 +407,9 @@ def test_forked_workers_are_unharmed(threads):
     finally:
         child.join(10)
         child.kill()
-    assert torch.equal(cpu.convolve(x, weight, bias, GRID_51, GRID_51), expected)
+    assert torch.equal(
+        convolve('column_fft', x, weight, bias, GRID_51, GRID_51), expected
+    )
 
 
 def test_offsets_beyond_32_bits(method):
@@ -427,18 +447,64 @@ def flags_of_memory(address):
 )
 def test_large_outputs_ask_for_huge_pages():
     x = torch.ones(1, 1, 1024, 1056)
-    out = cpu.convolve(x, torch.ones(1, 1, 1), None, (1,), (1,))
+    out = kernels.convolve(x, torch.ones(1, 1, 1), None)
     assert torch.equal(out, x)
     assert 'hg' in flags_of_memory(out.data_ptr() + out.nbytes // 2)
 
 
 def test_unknown_instruction_set_is_refused(monkeypatch):
-    monkeypatch.setenv(cpu.ENVIRONMENT_VARIABLE, 'sse9')
+    monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, 'sse9')
     with pytest.raises(ValueError, match='PELK_MM_ISA=sse9.*choose one'):
-        cpu.instruction_set()
+        library.instruction_set()
 
 
 def test_missing_library_warns_once(monkeypatch):
-    monkeypatch.setattr(cpu.importlib.machinery, 'EXTENSION_SUFFIXES', [])
+    monkeypatch.setattr(library.importlib.machinery, 'EXTENSION_SUFFIXES', [])
     with pytest.warns(RuntimeWarning, match='without its compiled CPU kernels'):
-        assert cpu._library.__wrapped__() is None
+        assert library.load.__wrapped__() is None
+
+
+def test_calls_without_the_kernels_say_so(monkeypatch):
+    monkeypatch.setenv(library.ENVIRONMENT_VARIABLE, 'none')
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(RuntimeError, match='PELK_MM_ISA=none; choose another backend'):
+        kernels.convolve(x, torch.ones(1, 1, 1), None)
+    monkeypatch.setattr(library, 'load', lambda: None)
+    with pytest.raises(RuntimeError, match='kernels are missing; install a C'):
+        library.require()
+
+
+JOB_BYTES = ctypes.sizeof(library.Job)
+STALE_LIBRARIES = [
+    ('interface is none', 'int pelk_version_supported(int i) { return i; }'),
+    *(
+        (
+            f'interface is {abi} ({size} bytes per job)',
+            f'int pelk_abi() {{ return {abi}; }} '
+            f'int pelk_job_bytes() {{ return {size}; }}',
+        )
+        for abi, size in ((1, JOB_BYTES), (library.ABI, 8))
+    ),
+]
+
+
+@pytest.mark.parametrize(('message', 'source'), STALE_LIBRARIES)
+def test_stale_library_is_refused(tmp_path, monkeypatch, message, source):
+    compiler = shutil.which('cc') or shutil.which('gcc') or shutil.which('clang')
+    if compiler is None:
+        pytest.skip('no C compiler')
+    (tmp_path / 'stale.c').write_text(source)
+    subprocess.run(
+        [compiler, '-shared', '-fPIC', '-o', '_kernels.so', 'stale.c'],
+        cwd=tmp_path,
+        check=True,
+    )
+    monkeypatch.setattr(library, '__file__', str(tmp_path / 'library.py'))
+    monkeypatch.setattr(library.importlib.machinery, 'EXTENSION_SUFFIXES', ['.so'])
+    with pytest.raises(RuntimeError, match='another version') as raised:
+        library.load.__wrapped__()
+    text = str(raised.value)
+    assert message in text
+    assert str(tmp_path / '_kernels.so') in text
+    assert f'needed is {library.ABI} ({JOB_BYTES} bytes per job)' in text
+    assert '`pip install --no-build-isolation -e .`' in text

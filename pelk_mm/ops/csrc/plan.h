@@ -1,0 +1,32 @@
+// What is worked out about a call before its loops start.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pelk {
+
+// An axis of a kernel with its storage, which axis() points to.
+class AxisPlan {
+ public:
+  // `grid` has the taps of each of `cells` cells; null for cells of one tap.
+  AxisPlan(const int32_t* grid, int32_t cells);
+  AxisPlan(const AxisPlan&) = delete;
+
+  Axis axis() const;
+
+ private:
+  int32_t level_of(int32_t size);
+
+  std::vector<int32_t> start_ = {0}, level_;
+  std::vector<Level> levels_;
+  std::vector<int32_t> sizes_ = {1};  // per level, the taps that it sums
+};
+
+// The transform of a plane's axis of `size` pixels, convolved with a kernel's axis. Valid
+// until the thread ends. Throws std::invalid_argument for a length that cannot serve.
+Transform plan_transform(int32_t length, int64_t size, const Axis& axis);
+
+}  // namespace pelk

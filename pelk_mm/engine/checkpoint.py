@@ -96,7 +96,7 @@ def load_weights_only(
     Args:
         path: The file.
         map_location: As for ``torch.load``.
-        allowed: Types accepted beside tensors and plain containers, as for
+        allowed: Types accepted besides tensors and plain containers, as for
             ``torch.serialization.safe_globals``.
         mmap: Whether to leave the tensors' memory in the file, as for
             ``torch.load``.
@@ -161,7 +161,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Load a local checkpoint for mmengine, executing nothing it carries.
 
     Args:
-        filename: The file; one that ends in ``.safetensors`` is read as such.
+        filename: The file; a name in ``.safetensors`` is read in that format.
         map_location: As for ``torch.load``; safetensors come to the CPU.
     """
     if Path(filename).suffix == '.safetensors':

@@ -148,7 +148,7 @@ class DynamicSparsityHook(Hook):
             return
         require_unsharded(runner)
         model = unwrap(runner.model)
-        model.train()  # which freezes the stages that shall be frozen
+        model.train()  # it freezes the stages of `frozen_stages`
         params = select_parameters(model, self.patterns, self.large_kernels_only)
         wrapper = find_optim_wrapper(runner.optim_wrapper, params)
         self.total_steps = ceil(runner.max_iters / accumulative_counts(wrapper))

@@ -222,10 +222,10 @@ class SparsityMasks:
             for name, param in params.items()
             if name in dense
         }
-        strange = sorted((set(masks) | dense) ^ set(params))
-        if strange:
+        differing = sorted((set(masks) | dense) ^ set(params))
+        if differing:
             raise ValueError(
-                f'the checkpoint has masks of other weights: {", ".join(strange)} '
+                f'the checkpoint has masks of other weights: {", ".join(differing)} '
                 'differ; resume with the model and the sparsity settings that it was '
                 'trained with'
             )

@@ -25,7 +25,7 @@ def find_optim_wrapper(
         if wanted <= {param for group in groups for param in group['params']}:
             return wrapper
     raise ValueError(
-        'no optimizer trains all weights that shall be sparse; freeze the others '
+        'no optimizer trains all weights that are to be sparse; freeze the others '
         '(requires_grad) or choose by patterns those that one optimizer trains'
     )
 

@@ -17,7 +17,7 @@ def changes(checksums):
 
 
 class Watch(Hook):
-    """Notes what every iteration leaves behind."""
+    """Notes the state after every iteration."""
 
     priority = 'LOWEST'
 

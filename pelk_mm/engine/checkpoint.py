@@ -2,11 +2,30 @@
 
 PyTorch 2.6 made ``torch.load`` refuse everything but tensors and plain containers,
 and mmengine's own training checkpoints hold more than that: the buffers of its log
-and numpy numbers. Importing this module teaches mmengine's local and HTTP loaders
-to accept exactly those types and to refuse anything else by name.
+and numpy numbers. Importing this module replaces loaders of mmengine by ones that
+accept exactly those types and refuse anything else by name:
+
+========================================  =============================================
+local files                               replaced; ``.safetensors`` can be read too
+``http://``, ``https://``                 replaced; mmengine's own executes what a
+                                          file carries (``weights_only=False``)
+``torchvision://``, ``modelzoo://``,      covered: mmengine looks their URLs up and
+``openmmlab://``, ``open-mmlab://``,      loads them with the replaced HTTP loader
+``mmcls://``
+``pavi://``, ``s3://``, ``petrel://``     not covered. mmengine 0.10.7 refuses its own
+                                          training checkpoints there; onedl-mmengine
+                                          0.10.12 loads a file that is refused once
+                                          more with ``weights_only=False``. Download
+                                          such a file and load it as a local one.
+========================================  =============================================
+
+``PELK_MM_KEEP_LOADERS=1`` in the environment, set before the first import of
+``pelk_mm``, leaves all of mmengine's loaders as they are. What ``pelk_mm`` itself
+loads is loaded by `load_weights_only` in any case.
 """
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterable
@@ -17,15 +36,19 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+#: Set to 1 before the first import, it leaves mmengine's loaders as they are.
+KEEP_LOADERS = 'PELK_MM_KEEP_LOADERS'
+
 
 def _history_statistic(owner: type, name: str) -> Any:
-    """Stand in for ``getattr``, which pickles of a HistoryBuffer ask for.
+    """Replace ``getattr``, which pickles of a HistoryBuffer call.
 
-    They need it to name the buffer's own statistics and get it for nothing else:
-    the real one would hand a crafted file any attribute of any object.
+    They need it to name the buffer's own statistics, and it does nothing else: the
+    real one would give a crafted file any attribute of any object.
     """
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(owner, name)
@@ -33,7 +56,7 @@ def _history_statistic(owner: type, name: str) -> Any:
 
 
 def _numpy_types() -> list[Any]:
-    """What a pickled numpy number or array names, under numpy 1 and 2."""
+    """Types and functions in pickles of numpy numbers and arrays, of numpy 1 and 2."""
     rebuild = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     numbers = (np.bool_, *np.sctypeDict.values())
@@ -73,7 +96,7 @@ def load_weights_only(
     Args:
         path: The file.
         map_location: As for ``torch.load``.
-        allowed: Types accepted beside tensors and plain containers, as for
+        allowed: Types accepted besides tensors and plain containers, as for
             ``torch.serialization.safe_globals``.
         mmap: Whether to leave the tensors' memory in the file, as for
             ``torch.load``.
@@ -128,32 +151,79 @@ def load_safetensors(path: str | Path) -> dict[str, Any]:
         raise ImportError(
             f'{path} is a safetensors file; `pip install safetensors` to read it'
         ) from error
-    with safe_open(path, framework='pt', device='cpu') as file:
+    with safe_open(Path(path).expanduser(), framework='pt', device='cpu') as file:
         meta = (file.metadata() or {}).get('meta', '{}')
         state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {'meta': json.loads(meta), 'state_dict': state_dict}
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a local checkpoint for mmengine, executing nothing it carries."""
+    """Load a local checkpoint for mmengine, executing nothing it carries.
+
+    Args:
+        filename: The file; a name in ``.safetensors`` is read in that format.
+        map_location: As for ``torch.load``; safetensors come to the CPU.
+    """
     if Path(filename).suffix == '.safetensors':
         return load_safetensors(filename)
     return load_weights_only(filename, map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_http(filename: str, map_location: Any = None) -> Any:
+def load_from_http(
+    filename: str,
+    map_location: Any = None,
+    model_dir: str | None = None,
+    progress: bool | None = None,
+) -> Any:
     """Download a checkpoint once (rank 0 first) and load it as a local one is.
 
-    mmengine's own loader asks torch for ``weights_only=False`` here.
+    Args:
+        filename: The URL.
+        map_location: As for ``torch.load``.
+        model_dir: Where to keep the file; by default torch.hub's folder.
+        progress: Whether to show a progress bar; by default where the standard input
+            is a terminal, as mmengine does.
     """
+    if progress is None:
+        progress = os.isatty(0)
     if not is_main_process():
         barrier()
     with safe_globals(list(MMENGINE_TYPES)):
         checkpoint = torch.hub.load_state_dict_from_url(
-            filename, map_location=map_location, weights_only=True
+            filename,
+            model_dir=model_dir,
+            map_location=map_location,
+            progress=progress,
+            weights_only=True,
         )
     if is_main_process():
         barrier()
     return checkpoint
+
+
+def replace_loaders() -> None:
+    """Replace mmengine's loaders as the module's docstring lists them."""
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        ('http://', 'https://'), load_from_http, force=True
+    )
+    # The loaders that look a URL up call it by its name in their module.
+    mmengine_checkpoint.load_from_http = load_from_http
+
+
+def _keeps_loaders() -> bool:
+    """Read the environment.
+
+    Raises:
+        ValueError: If the variable is set to anything but 0 or 1.
+    """
+    value = os.environ.get(KEEP_LOADERS) or '0'
+    if value not in ('0', '1'):
+        raise ValueError(
+            f"{KEEP_LOADERS}={value} is neither 0 nor 1; 1 keeps mmengine's loaders"
+        )
+    return value == '1'
+
+
+if not _keeps_loaders():
+    replace_loaders()

@@ -1,4 +1,4 @@
-"""Hand a config over to the framework that it is written for."""
+"""Run the training and test tools of the framework that a config is written for."""
 
 import argparse
 import runpy
@@ -10,7 +10,12 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-FRAMEWORKS = ('mmseg', 'mmdet')
+#: Distributions that provide each framework: OpenMMLab's, and the maintained fork.
+DISTRIBUTIONS = {
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+FRAMEWORKS = tuple(DISTRIBUTIONS)
 
 
 class LaunchError(ValueError):
@@ -18,7 +23,7 @@ class LaunchError(ValueError):
 
 
 def find_framework(cfg: Config) -> str:
-    """The framework whose ``default_scope`` a config has.
+    """Find the framework that a config's ``default_scope`` names.
 
     Raises:
         LaunchError: If it is neither mmseg nor mmdet.
@@ -27,34 +32,38 @@ def find_framework(cfg: Config) -> str:
     if scope not in FRAMEWORKS:
         raise LaunchError(
             f'{cfg.filename} has default_scope {scope!r}; set it to '
-            f'{" or ".join(map(repr, FRAMEWORKS))}, the framework whose tool shall run'
+            f'{" or ".join(map(repr, FRAMEWORKS))}, the framework to run'
         )
     return scope
 
 
 def find_tool(framework: str, tool: str) -> Path:
-    """Path of an installed framework's ``tools/{tool}.py``.
+    """Find an installed framework's ``tools/{tool}.py``.
 
     Raises:
         LaunchError: If the framework is not installed, or without its tools.
     """
     spec = find_spec(framework)
-    if spec is None:
+    if spec is None or spec.origin is None:
+        openmmlab, fork = DISTRIBUTIONS[framework]
         raise LaunchError(
-            f'{framework} is not installed; `pip install --no-build-isolation '
-            '"pelk_mm[openmmlab]"` brings it'
+            f'{framework} is not installed; `pip install {openmmlab}`, or {fork} where '
+            'onedl-mmengine and onedl-mmcv are installed'
         )
     package = Path(spec.origin).parent
-    # In a wheel the tools lie in .mim; an editable checkout has them beside it.
+    # A wheel has the tools in .mim, an editable checkout next to the package.
     for root in (package / '.mim', package.parent):
         path = root / 'tools' / f'{tool}.py'
         if path.is_file():
             return path
-    raise LaunchError(f'{framework} in {package} comes without tools/{tool}.py')
+    raise LaunchError(
+        f'{framework} in {package} has no tools/{tool}.py; install '
+        f'{" or ".join(DISTRIBUTIONS[framework])} from its wheel'
+    )
 
 
 def _datasets(node: Any) -> Iterator[ConfigDict]:
-    """Every config dict below ``node`` that has a ``data_root``."""
+    """Iterate over the config dicts in ``node`` that have a ``data_root``."""
     if isinstance(node, dict):
         if node.get('data_root'):
             yield node
@@ -65,12 +74,17 @@ def _datasets(node: Any) -> Iterator[ConfigDict]:
             yield from _datasets(value)
 
 
-def check_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Raise a `LaunchError` if a data set of these dataloaders has no folder."""
+def require_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Raise a `LaunchError` if the folder of a data set does not exist.
+
+    Args:
+        cfg: The config.
+        loaders: Names of the dataloaders whose data sets are needed.
+    """
     for loader in loaders:
         for dataset in _datasets(cfg.get(loader)):
             root = Path(dataset['data_root'])
-            remote = '://' in dataset['data_root']  # a file backend's, petrel or s3
+            remote = '://' in dataset['data_root']  # read by a file backend, say s3
             if not remote and not root.is_dir():
                 raise LaunchError(
                     f'data_root {str(root)!r} of {loader} does not exist; put the data '
@@ -94,8 +108,8 @@ LOADERS = {
 def hand_over(tool: str) -> None:
     """Run the installed framework's own ``tools/{tool}.py`` on this command line.
 
-    The config is read once beforehand, to find its framework and to stop at once
-    where nothing could run. All flags are the framework's.
+    The config is read once beforehand, to find its framework and to stop with one
+    line where the run could not start. All flags are the framework's.
 
     Args:
         tool: ``train`` or ``test``.
@@ -103,20 +117,20 @@ def hand_over(tool: str) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args, _ = parser.parse_known_args()
-    # Which other arguments are values of flags only the framework knows.
+    # Only the framework knows which arguments are values of its flags.
     config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
     try:
         if config is None:
-            framework = FRAMEWORKS[0]  # to print its usage, whose flags are common
+            framework = FRAMEWORKS[0]  # to print its usage: both have these flags
         else:
             if not Path(config).is_file():
                 raise LaunchError(f'config {config} does not exist')
             cfg = Config.fromfile(config)
             cfg.merge_from_dict(args.cfg_options or {})
             framework = find_framework(cfg)
-            check_data_roots(cfg, LOADERS[tool])
+            require_data_roots(cfg, LOADERS[tool])
         path = find_tool(framework, tool)
     except LaunchError as error:
-        sys.exit(f'{tool}.py: {error}')
+        sys.exit(f'{tool}: {error}')
     sys.argv[0] = str(path)
     runpy.run_path(str(path), run_name='__main__')

@@ -12,19 +12,20 @@ from torch import nn
 class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     """Scale learning rates down towards the stem.
 
-    A parameter of layer l out of n learns at ``decay_rate ** (n - 1 - l)`` of the
-    base rate; the backbone says which layer its parameters are in, and everything
-    outside it is in the last. Norms, biases, layer scale and positional embeddings
-    are not decayed. mmseg's and mmdet's own constructors know ConvNeXt alone.
+    The learning rate of a parameter in layer l of n is the base rate times
+    ``decay_rate ** (n - 1 - l)``. The backbone tells the layer of its parameters;
+    those outside it are in the last one. Norms, biases, layer scale and positional
+    embeddings have no weight decay. mmseg's and mmdet's own constructors support
+    ConvNeXt, not these backbones.
 
     Args:
-        optim_wrapper_cfg: Config of the optimiser wrapper.
+        optim_wrapper_cfg: Config of the optimizer wrapper.
         paramwise_cfg: ``decay_rate`` in (0, 1] and ``decay_type``, ``layer_wise``
             or ``stage_wise``.
 
     Raises:
-        ValueError: If ``paramwise_cfg`` is anything else, or the optimiser's
-            config names no ``lr``.
+        ValueError: If ``paramwise_cfg`` is anything else, or the optimizer's
+            config has no ``lr``.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         if self.base_lr is None:
-            raise ValueError(f'the optimizer {self.optimizer_cfg} names no lr to scale')
+            raise ValueError(f'the optimizer {self.optimizer_cfg} has no lr to scale')
         cfg = dict(self.paramwise_cfg)
         self.decay_rate = cfg.pop('decay_rate', None)
         self.decay_type = cfg.pop('decay_type', None)
@@ -56,10 +57,10 @@ class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         Args:
             params: The list that receives the groups.
             module: A model with a ``backbone`` of ours.
-            kwargs: Ignored; mmengine's recursion hands them down.
+            kwargs: Ignored; mmengine's own constructor uses them in its recursion.
 
         Raises:
-            TypeError: If the model's backbone does not tell its layers.
+            TypeError: If the model's backbone does not tell its parameters' layers.
         """
         method = {'layer_wise': 'get_layer_depth', 'stage_wise': 'get_stage_depth'}
         backbone = getattr(module, 'backbone', None)

@@ -5,29 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators, any device's.
-
-    Args:
-        seed: Any integer; its lowest 32 bits count.
-    """
-    seed %= 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+from mmengine.runner import (
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    set_random_seed,
+)
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give all generators back their state afterwards."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore the state of Python's, numpy's and torch's generators afterwards."""
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -39,9 +33,14 @@ def random_state_kept() -> Iterator[None]:
 
 
 class _SeededIterator:
-    """A data iterator that seeds the generators before every batch."""
+    """A data iterator that seeds the generators before every batch.
 
-    def __init__(self, iterator: Iterator[Any], seed: int) -> None:
+    Args:
+        iterator: The iterator of an ``IterBasedTrainLoop``.
+        seed: Seed of batch 0; batch i has ``seed + i``.
+    """
+
+    def __init__(self, iterator: Any, seed: int) -> None:
         self.iterator = iterator
         self.seed = seed
         self.batches = 0
@@ -50,9 +49,20 @@ class _SeededIterator:
         return self
 
     def __next__(self) -> Any:
-        seed_everything(self.seed + self.batches)
+        set_random_seed((self.seed + self.batches) % 2**32)
         self.batches += 1
         return next(self.iterator)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Skip batches, which onedl-mmengine asks for when it resumes.
+
+        OpenMMLab's mmengine draws and discards them instead.
+
+        Args:
+            num_iters: How many batches to skip.
+        """
+        self.iterator.skip_iter(num_iters)
+        self.batches += num_iters
 
 
 @HOOKS.register_module()
@@ -61,31 +71,55 @@ class IterationSeedHook(Hook):
 
     mmengine saves no generator in a checkpoint: after a resume, dropout, drop path
     and augmentation in the main process differ from the uninterrupted run. With
-    this hook they are a function of seed, rank and iteration, so that they do not;
+    this hook they are a function of seed, rank and iteration, so they are the same;
     nothing has to be saved, and what validation draws in between does not matter.
-    The run's seed has to be set: ``randomness=dict(seed=0)``.
+    Data loader workers are seeded by mmengine. The run's seed has to be set:
+    ``randomness=dict(seed=0)``.
+
+    Raises:
+        RuntimeError: At the start of the training, if its loop is neither mmengine's
+            ``EpochBasedTrainLoop`` nor its ``IterBasedTrainLoop``.
     """
 
     priority = 'VERY_HIGH'
 
-    #: Distance of the streams of two ranks, more than the iterations of any run.
+    #: Distance of the streams of two ranks, more than the iterations of any run;
+    #: mmengine's own ``diff_rank_seed`` has 1, where streams overlap.
     RANK_STRIDE = 104_395_301
 
-    def _seed(self, runner: Runner) -> int:
-        return runner.seed + self.RANK_STRIDE * get_rank()
+    def _seed(self, runner: Runner, iteration: int) -> int:
+        """The seed of an iteration on this rank, in [0, 2**32)."""
+        return (runner.seed + self.RANK_STRIDE * get_rank() + iteration) % 2**32
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Take hold of the data stream, which a resume winds on after this."""
+        """Seed what the data loader draws in the main process.
+
+        Raises:
+            RuntimeError: See the class.
+        """
         loop = runner.train_loop
-        if hasattr(loop, 'dataloader_iterator'):
-            loop.dataloader_iterator = _SeededIterator(
-                loop.dataloader_iterator, self._seed(runner)
+        if isinstance(loop, EpochBasedTrainLoop):
+            # It makes its data iterator next, and resumes only between epochs.
+            set_random_seed(self._seed(runner, runner.iter))
+            return
+        if not isinstance(loop, IterBasedTrainLoop) or not hasattr(
+            loop, 'dataloader_iterator'
+        ):
+            raise RuntimeError(
+                f'IterationSeedHook cannot seed the data of {type(loop).__name__} in '
+                f'mmengine {mmengine.__version__}: it knows EpochBasedTrainLoop, and '
+                'IterBasedTrainLoop with its dataloader_iterator; train with one of '
+                'these or without the hook'
             )
-        else:  # an epoch-based loop makes its iterator next; it resumes at epochs
-            seed_everything(self._seed(runner) + runner.iter)
+        seed = self._seed(runner, 0)
+        if loop.dataloader.generator is None:
+            # onedl-mmengine makes the loader's iterator as late as the first batch,
+            # and making it draws a number: not from the generator just seeded.
+            loop.dataloader.generator = torch.Generator().manual_seed(seed)
+        loop.dataloader_iterator = _SeededIterator(loop.dataloader_iterator, seed)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Seed what the model draws."""
-        seed_everything(self._seed(runner) + runner.iter)
+        set_random_seed(self._seed(runner, runner.iter))

@@ -1,8 +1,8 @@
-"""Dynamic sparsity: masks, where they come from, how they move, and the hook."""
+"""Dynamic sparsity: masks, their initialisers, their updates, and the hook."""
 
 from .growth import prune_and_grow, prune_rate
 from .hook import DynamicSparsityHook
-from .initializers import allocate, draw_masks, erk, masks_of_zeros, snip, uniform
+from .initializers import allocate, draw_masks, erk, masks_from_zeros, snip, uniform
 from .masks import SparsityMasks, select_parameters
 from .snip import snip_scores
 
@@ -12,7 +12,7 @@ __all__ = [
     'allocate',
     'draw_masks',
     'erk',
-    'masks_of_zeros',
+    'masks_from_zeros',
     'prune_and_grow',
     'prune_rate',
     'select_parameters',

@@ -1,4 +1,4 @@
-"""Prune-and-grow: one update of a layer's mask, and how large it is."""
+"""Prune-and-grow: one update of a layer's mask, and the schedule of its size."""
 
 from math import cos, pi
 
@@ -9,11 +9,11 @@ GROWTHS = ('random', 'gradient')
 
 
 def prune_rate(step: int, steps: int, start: float, end: float) -> float:
-    """Share of a layer's active weights that an update prunes: half a cosine.
+    """Share of a layer's active weights that an update prunes, along half a cosine.
 
     Args:
-        step: Optimiser steps made, in [0, steps].
-        steps: Optimiser steps of the training.
+        step: Optimizer steps made, in [0, steps].
+        steps: Optimizer steps of the training.
         start: The rate at step 0.
         end: The rate at the end.
     """
@@ -33,12 +33,12 @@ def prune_and_grow(
 
     Args:
         weight: A layer's weights.
-        mask: True or 1 where they are active, of the same shape.
+        mask: True or 1 where a weight is active, of the same shape.
         rate: Share of the active weights to drop, in [0, 1); their number is rounded
-            down, so a layer is never emptied.
+            down, so that a layer always keeps one at least.
         generator: On the CPU; draws which weights grow.
-        grad: The weights' gradient: those of the largest magnitude grow then instead
-            of random ones.
+        grad: The weights' gradient; where it is given, the weights with the largest
+            magnitudes of it grow instead of random ones.
 
     Returns:
         The new mask, boolean, with as many active weights as before.
@@ -59,15 +59,15 @@ def prune_and_grow(
 
 
 def _smallest(values: Tensor, candidates: Tensor, number: int) -> Tensor:
-    """Mark the smallest values among candidates, of equal ones the first.
+    """Mark the smallest values among candidates, the first ones of equal values.
 
     Args:
         values: Of shape (n,).
         candidates: Boolean, of shape (n,), at least ``number`` of them True.
         number: How many to mark, at least 1.
     """
-    # Selection instead of sorting: linear in n, and ties are settled by us, so every
-    # device chooses alike.
+    # Selection instead of sorting (or `topk`): linear in n, and ties go to the lowest
+    # index on every device.
     threshold = values[candidates].kthvalue(number).values
     marked = candidates & (values < threshold)
     ties = (candidates & (values == threshold)).nonzero().squeeze(1)

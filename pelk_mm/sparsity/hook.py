@@ -1,13 +1,12 @@
 """Dynamic sparsity for mmengine's Runner."""
 
 from math import ceil
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather, broadcast, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -16,20 +15,17 @@ from torch.optim import Optimizer
 from .growth import GROWTHS, prune_and_grow, prune_rate
 from .initializers import (
     allocate,
-    check_not_sparse,
     draw_masks,
     erk,
-    masks_of_zeros,
+    masks_from_zeros,
     share_of_zeros,
     snip,
-    trained_sparse,
     uniform,
 )
-from .masks import DENSE, SparsityMasks, pack, select_parameters, unpack
+from .masks import DENSE_FROM, SparsityMasks, pack, select_parameters, unpack
+from .optimizers import accumulative_counts, find_optim_wrapper, require_unsharded
 from .snip import snip_scores, unwrap
-
-MODES = ('dynamic', 'fixed', 'auto', 'off')
-INITS = ('snip', 'erk', 'uniform', 'resume')
+from .start import INITS, MODES, VERSION, start
 
 
 @HOOKS.register_module()
@@ -40,43 +36,40 @@ class DynamicSparsityHook(Hook):
     defaults are the recipe of the tiny models; the small and base ones use
     ``update_interval=100, prune_rate=0.3``.
 
-    After every optimiser step the inactive weights and what the optimiser remembers
-    of them are set to zero. Every ``update_interval`` steps each layer drops the
-    smallest of its active weights and activates as many others. Masks and schedule
-    are in the checkpoint under ``sparsity``; the model's own entries, and so
-    testing, are not changed.
+    After every optimizer step the inactive weights and their optimizer state are set
+    to zero. Every ``update_interval`` steps each layer drops the smallest of its
+    active weights and activates as many others. Masks and schedule are in the
+    checkpoint under ``sparsity``; the model's own entries are unchanged, so testing
+    needs no hook.
 
     Args:
-        sparsity: Share of the chosen weights that are zero, in (0.01, 1). With zeros
-            from a checkpoint their share counts instead.
+        sparsity: Share of the chosen weights that are zero, in (0.01, 1). It does not
+            apply where zeros of a checkpoint are kept: they have a share of their own.
         mode: ``dynamic``; ``fixed``, which keeps the zeros of the weights that the
             training starts from (fine-tuning); ``auto``, which is ``fixed`` where 1 %
-            or more of them are zero, otherwise ``dynamic``, and in a resumed run what
-            it was before; or ``off``, which does nothing.
+            or more of these weights are zero and else ``dynamic``, and in a resumed
+            run the mode that it had before; or ``off``, which does nothing.
         init: Where the zeros of a dynamic run are at first. ``snip``, ``erk`` and
-            ``uniform`` give each layer its density and draw the zeros; ``resume``
-            takes the zeros of the weights that the training starts from.
+            ``uniform`` give each layer its density and draw the positions;
+            ``resume`` takes the zeros of the weights that the training starts from.
         growth: Which weights are activated: ``random`` ones, or by ``gradient`` those
             of the largest gradient.
-        update_interval: Optimiser steps between two updates of the masks.
+        update_interval: Optimizer steps between two updates of the masks.
         prune_rate: Share of a layer's active weights that the first update drops, in
-            (0, 1); it falls along half a cosine
-        min_prune_rate: to this at the end of the training.
-        patterns: Regular expressions for the names of the weights; of those found,
-            the trainable 2-D and 4-D ones are chosen.
-        large_kernels_only: Whether to choose depthwise kernels of 7 or more along an
-            axis alone.
-        seed: Seed of the masks; by default the run's.
+            (0, 1). It falls along half a cosine to ``min_prune_rate``.
+        min_prune_rate: The share at the end of the training, in [0, prune_rate].
+        patterns: Regular expressions for the names of the weights; of those that
+            match, the trainable 2-D and 4-D ones are chosen.
+        large_kernels_only: Whether to choose only depthwise kernels of 7 or more
+            along an axis.
+        seed: Seed of the masks, in [0, 2**32); by default the run's.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    # After EMAHook, whose copy is masked, and before anything is saved.
+    # After EMAHook, whose averaged copy is masked, and before anything is saved.
     priority = 'BELOW_NORMAL'
-
-    #: Version of the checkpoint's entry.
-    VERSION: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -98,7 +91,7 @@ class DynamicSparsityHook(Hook):
         ):
             if value not in choices:
                 raise ValueError(f'{name} {value!r} is not one of {", ".join(choices)}')
-        if not 1 - DENSE < sparsity < 1:
+        if not 1 - DENSE_FROM < sparsity < 1:
             raise ValueError(
                 f'sparsity {sparsity} is not in (0.01, 1); to train without any, set '
                 "mode='off'"
@@ -106,7 +99,7 @@ class DynamicSparsityHook(Hook):
         if not 0 <= min_prune_rate <= prune_rate < 1:
             raise ValueError(
                 f'prune_rate {prune_rate} and min_prune_rate {min_prune_rate} are not '
-                'in falling order in [0, 1)'
+                'in descending order in [0, 1)'
             )
         if not isinstance(update_interval, int) or update_interval < 1:
             raise ValueError(
@@ -114,6 +107,8 @@ class DynamicSparsityHook(Hook):
             )
         if isinstance(patterns, str):
             raise ValueError(f'patterns {patterns!r} is one string, not a list of them')
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ValueError(f'seed {seed} is not in [0, 2**32)')
         self.sparsity = sparsity
         self.mode = mode
         self.init = init
@@ -124,64 +119,52 @@ class DynamicSparsityHook(Hook):
         self.patterns = tuple(patterns)
         self.large_kernels_only = large_kernels_only
         self.seed = seed
-        #: ``mode``, or what ``auto`` has chosen once the training starts.
+        #: ``mode``; once the training starts, what ``auto`` has become.
         self.chosen_mode = mode
         self.masks: SparsityMasks | None = None
-        #: Optimiser steps made; those that a loss scaler skipped do not count.
+        #: Optimizer steps made; those that a loss scaler skipped do not count.
         self.steps = 0
         self.total_steps = 0
         self.generator = torch.Generator()
-        self._loaded: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None
         self._ema_is_behind = False
         self._step_hook: Any = None
 
-    @property
-    def _draws_masks(self) -> bool:
-        """Whether the masks are our own and not those of the initial weights."""
-        return self.chosen_mode == 'dynamic' and self.init != 'resume'
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember the masks in case that this is a resume."""
+        """Keep the checkpoint's masks for `before_train`, in case of a resume."""
         if self.mode != 'off':
-            self._loaded = checkpoint.get('sparsity')
+            self._saved = checkpoint.get('sparsity')
 
     def before_train(self, runner: Runner) -> None:
         """Find or restore the masks and apply them.
 
         Raises:
-            RuntimeError: If the model is sharded.
-            ValueError: If the weights, the checkpoint and the settings do not fit.
+            RuntimeError: If the model is sharded, or the optimizer wrapper does not
+                tell over how many iterations it accumulates gradients.
+            ValueError: If the weights, the checkpoint and the settings do not fit
+                together.
         """
         if self.mode == 'off':
             return
-        check_not_sharded(runner)
+        require_unsharded(runner)
         model = unwrap(runner.model)
-        model.train()  # which freezes the stages that shall be frozen
+        model.train()  # it freezes the stages of `frozen_stages`
         params = select_parameters(model, self.patterns, self.large_kernels_only)
-        optimizer = find_optimizer(runner.optim_wrapper, params)
-        accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        self.total_steps = ceil(runner.max_iters / accumulated)
-        resumed = runner.iter > 0
-        if resumed:
-            self._check_loaded()
-        if self.mode == 'auto':
-            self._choose_mode(params, resumed)
-        if resumed:
-            self._restore(params)
-        else:
-            self._initialize(runner, params)
-        self._loaded = None
-        self.masks.apply(optimizer)
-        self._mask_ema(runner)
-        self._log(runner, regrown=0)
+        wrapper = find_optim_wrapper(runner.optim_wrapper, params)
+        self.total_steps = ceil(runner.max_iters / accumulative_counts(wrapper))
+        masks = self.masks = self._make_masks(runner, params)
+        self._saved = None
+        masks.apply(wrapper.optimizer)
+        self._mask_ema(runner, masks)
+        self._log(runner, masks, regrown=0)
         if self._step_hook is not None:
             self._step_hook.remove()
-        # Inside the optimiser's step: a step that gradient accumulation puts off or
+        # Inside the optimizer's step: a step that gradient accumulation puts off or
         # the loss scaler skips needs no mask, and no other hook sees unmasked weights.
-        self._step_hook = optimizer.register_step_post_hook(
-            lambda optimizer, args, kwargs: self._after_step(runner, optimizer)
+        self._step_hook = wrapper.optimizer.register_step_post_hook(
+            lambda optimizer, args, kwargs: self._after_step(runner, masks, optimizer)
         )
-        print_log(self._summary(), logger='current')
+        print_log(self._summary(masks), logger='current')
 
     def after_train_iter(
         self,
@@ -190,104 +173,104 @@ class DynamicSparsityHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Mask the averaged copy after the masks have changed."""
-        if self._ema_is_behind:
-            self._mask_ema(runner)
+        """Mask EMAHook's copy after the masks have changed."""
+        if self.masks is not None and self._ema_is_behind:
+            self._mask_ema(runner, self.masks)
 
     def after_train(self, runner: Runner) -> None:
         """Check once more that all processes agree, and stop masking."""
         if self.masks is not None:
-            self.masks_verified()
+            self.verify_masks()
             self._step_hook.remove()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add masks and schedule as plain tensors, numbers and names."""
         if self.masks is not None:
             checkpoint['sparsity'] = dict(
-                version=self.VERSION,
+                version=VERSION,
                 mode=self.chosen_mode,
                 steps=self.steps,
                 generator=self.generator.get_state(),
                 **self.masks.state_dict(),
             )
 
-    def _check_loaded(self) -> None:
-        state = self._loaded
-        if state is None:
-            raise ValueError(
-                'the resumed checkpoint was trained without DynamicSparsityHook; to '
-                'start from its weights use load_from without resume, to go on dense '
-                "set mode='off'"
-            )
-        if state.get('version') != self.VERSION:
-            raise ValueError(
-                f'the sparsity entry of the checkpoint has version '
-                f'{state.get("version")!r}, this pelk_mm reads {self.VERSION}'
-            )
-
-    def _choose_mode(self, params: dict[str, nn.Parameter], resumed: bool) -> None:
-        if resumed:
-            # Entries without the mode are older than auto; the configs that have
-            # auto now were dynamic then.
-            self.chosen_mode = self._loaded.get('mode', 'dynamic')
-            reason = 'the resumed run was'
-        else:
-            self.chosen_mode = 'fixed' if trained_sparse(params) else 'dynamic'
-            reason = (
-                f'{share_of_zeros(params):.1%} of the weights that the training starts '
-                'from are zero'
-            )
-        print_log(
-            f'{type(self).__name__} (auto) is {self.chosen_mode}, since {reason}.',
-            logger='current',
+    def _make_masks(
+        self, runner: Runner, params: dict[str, nn.Parameter]
+    ) -> SparsityMasks:
+        """Carry out what `start` decides."""
+        begin = start(
+            self.mode,
+            self.init,
+            self.sparsity,
+            resumed=runner.iter > 0,
+            saved=self._saved,
+            zeros=share_of_zeros(params),
         )
-
-    def _restore(self, params: dict[str, nn.Parameter]) -> None:
-        state = self._loaded
-        self.masks = SparsityMasks.from_state_dict(params, state)
-        wanted = 1 - self.sparsity
-        if self._draws_masks and abs(self.masks.density - wanted) > 1e-3 * wanted:
-            raise ValueError(
-                f'the resumed checkpoint has density {self.masks.density:.4f}, '
-                f'sparsity {self.sparsity} asks for {wanted:.4f}; a resumed run keeps '
-                f'its own, so set sparsity={1 - self.masks.density:.4f}'
+        self.chosen_mode = begin.mode
+        if begin.reason is not None:
+            print_log(
+                f'{type(self).__name__} (auto) is {begin.mode}, since {begin.reason}.',
+                logger='current',
             )
-        self.steps = int(state['steps'])
-        self.generator.set_state(state['generator'].cpu())
-
-    def _initialize(self, runner: Runner, params: dict[str, nn.Parameter]) -> None:
+        if begin.masks == 'checkpoint':
+            return self._restore(params, begin.density)
         seed = runner.seed if self.seed is None else self.seed
         self.steps = 0
         self.generator.manual_seed(seed)
-        if self._draws_masks:
-            check_not_sparse(params)
-            if self.init == 'snip':
-                rule = snip(snip_scores(runner, params, seed))
-            else:
-                rule = {'erk': erk, 'uniform': uniform}[self.init]
-            counts = allocate(params, 1 - self.sparsity, rule)
-            masks = draw_masks(params, counts, self.generator)
+        if begin.masks == 'zeros':
+            initial = masks_from_zeros(params)
         else:
-            masks = masks_of_zeros(params)
-        self.masks = SparsityMasks(params, self._decided_once(masks))
-        self.masks.wake()
+            rules = {
+                'snip': lambda: snip(snip_scores(runner, params, seed)),
+                'erk': lambda: erk,
+                'uniform': lambda: uniform,
+            }
+            counts = allocate(params, 1 - self.sparsity, rules[begin.masks]())
+            initial = draw_masks(params, counts, self.generator)
+        masks = SparsityMasks(params, self._broadcast(initial))
+        masks.fill_active_zeros()
+        return masks
+
+    def _restore(
+        self, params: dict[str, nn.Parameter], density: float | None
+    ) -> SparsityMasks:
+        """Take masks and schedule from the resumed checkpoint.
+
+        Args:
+            params: The chosen weights by name.
+            density: What the masks' density has to be, None where it may be any.
+
+        Raises:
+            ValueError: If the masks belong to other weights or have another density.
+        """
+        assert self._saved is not None  # `start` has refused that
+        masks = SparsityMasks.from_state_dict(params, self._saved)
+        if density is not None and abs(masks.density - density) > 1e-3 * density:
+            raise ValueError(
+                f'the resumed checkpoint has density {masks.density:.4f}, '
+                f'sparsity {self.sparsity} asks for {density:.4f}; a resumed run keeps '
+                f'its own, so set sparsity={1 - masks.density:.4f}'
+            )
+        self.steps = int(self._saved['steps'])
+        self.generator.set_state(self._saved['generator'].cpu())
+        return masks
 
     @staticmethod
-    def _decided_once(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The masks of rank 0, on every rank."""
+    def _broadcast(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the masks of every rank by those of rank 0."""
         if get_world_size() == 1:
             return masks
         packed = pack(masks)
         broadcast(packed)
         return unpack(packed, masks)
 
-    def masks_verified(self) -> None:
+    def verify_masks(self) -> None:
         """Compare the masks of all ranks by a checksum.
 
         Raises:
-            RuntimeError: If any differs, on all ranks.
+            RuntimeError: If any differ, on all ranks.
         """
-        if get_world_size() == 1:
+        if self.masks is None or get_world_size() == 1:
             return
         device = next(iter(self.masks.masks.values())).device
         sums = all_gather(torch.tensor([self.masks.checksum()], device=device))
@@ -299,46 +282,50 @@ class DynamicSparsityHook(Hook):
                 'any more; resume from the last checkpoint'
             )
 
-    def _after_step(self, runner: Runner, optimizer: Optimizer) -> None:
+    def _after_step(
+        self, runner: Runner, masks: SparsityMasks, optimizer: Optimizer
+    ) -> None:
         self.steps += 1
-        self.masks.apply(optimizer)
+        masks.apply(optimizer)
         # Not at the very end: what grows then would never be trained.
         if self.steps % self.update_interval or self.steps >= self.total_steps:
             return
-        self.masks_verified()
+        self.verify_masks()
         if self.chosen_mode == 'dynamic':
-            self._update(runner, optimizer)
+            self._update(runner, masks, optimizer)
 
     @torch.no_grad()
-    def _update(self, runner: Runner, optimizer: Optimizer) -> None:
+    def _update(
+        self, runner: Runner, masks: SparsityMasks, optimizer: Optimizer
+    ) -> None:
         rate = prune_rate(
             self.steps, self.total_steps, self.prune_rate, self.min_prune_rate
         )
-        masks = {}
-        for name, param in self.masks.params.items():
+        updated = {}
+        for name, param in masks.params.items():
             grad = None
             if self.growth == 'gradient':
                 grad = torch.zeros_like(param) if param.grad is None else param.grad
-            masks[name] = prune_and_grow(
-                param, self.masks.masks[name], rate, self.generator, grad
+            updated[name] = prune_and_grow(
+                param, masks.masks[name], rate, self.generator, grad
             )
-        regrown = self.masks.replace(self._decided_once(masks), optimizer)
-        self.masks_verified()
+        regrown = masks.replace(self._broadcast(updated), optimizer)
+        self.verify_masks()
         self._ema_is_behind = True
-        self._log(runner, regrown)
+        self._log(runner, masks, regrown)
 
-    def _mask_ema(self, runner: Runner) -> None:
+    def _mask_ema(self, runner: Runner, masks: SparsityMasks) -> None:
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                self.masks.apply_to(hook.ema_model.module)
+                masks.apply_to(hook.ema_model.module)
         self._ema_is_behind = False
 
-    def _log(self, runner: Runner, regrown: int) -> None:
-        runner.message_hub.update_scalar('train/density', self.masks.density)
+    @staticmethod
+    def _log(runner: Runner, masks: SparsityMasks, regrown: int) -> None:
+        runner.message_hub.update_scalar('train/density', masks.density)
         runner.message_hub.update_scalar('train/regrown', regrown)
 
-    def _summary(self) -> str:
-        masks = self.masks
+    def _summary(self, masks: SparsityMasks) -> str:
         updates = 0
         if self.chosen_mode == 'dynamic':
             interval = self.update_interval
@@ -349,54 +336,3 @@ class DynamicSparsityHook(Hook):
             f'{len(masks.masks)} sparse and {len(masks.dense)} dense layers; '
             f'{updates} updates of the masks are to come.'
         )
-
-
-def find_optimizer(
-    optim_wrapper: OptimWrapper, params: dict[str, nn.Parameter]
-) -> Optimizer:
-    """The optimiser that trains the chosen weights.
-
-    Raises:
-        ValueError: If it is not one that trains all of them.
-    """
-    wrappers = (
-        optim_wrapper.optim_wrappers.values()
-        if isinstance(optim_wrapper, OptimWrapperDict)
-        else [optim_wrapper]
-    )
-    wanted = set(params.values())
-    for wrapper in wrappers:
-        groups = wrapper.optimizer.param_groups
-        if wanted <= {param for group in groups for param in group['params']}:
-            return wrapper.optimizer
-    raise ValueError(
-        'no optimizer trains all weights that shall be sparse; freeze the others '
-        '(requires_grad) or choose by patterns those that one optimizer trains'
-    )
-
-
-def check_not_sharded(runner: Runner) -> None:
-    """Refuse what leaves no process with whole weights and optimiser state.
-
-    Raises:
-        RuntimeError: Under FSDP, DeepSpeed, ColossalAI or a sharded optimiser.
-    """
-    parts = [
-        runner.model,
-        *runner.model.modules(),
-        *runner.model.parameters(),
-        runner.optim_wrapper,
-        getattr(runner.optim_wrapper, 'optimizer', None),
-        getattr(runner, 'strategy', None),
-    ]
-    # By name: importing these libraries to compare types would require them.
-    markers = ('FullyShardedDataParallel', 'FSDP', 'DTensor', 'DeepSpeed', 'Colossal')
-    for part in parts:
-        for base in type(part).__mro__:
-            if any(m in base.__name__ for m in (*markers, 'ZeroRedundancyOptimizer')):
-                raise RuntimeError(
-                    f'DynamicSparsityHook cannot run with {type(part).__name__}: '
-                    'weights or optimizer state are spread over processes, and no '
-                    'process sees a whole layer to prune; train with DDP or set mode='
-                    "'off'"
-                )

@@ -1,7 +1,7 @@
 """How many weights of each layer are active at first, and which.
 
-A rule gives every layer a share of the active weights; `allocate` makes whole numbers
-of the shares that add up to exactly what was asked for.
+A rule gives every layer a share of the active weights; `allocate` rounds the shares to
+whole numbers that add up to exactly the requested total.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .masks import DENSE
+from .masks import DENSE_FROM
 
 #: From layers and the number of active weights to the share of each layer.
 Rule = Callable[[Mapping[str, Tensor], int], dict[str, float]]
@@ -20,36 +20,37 @@ def uniform(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
 
     Args:
         params: The layers' weights by name.
-        active: How many weights shall be active in all.
+        active: Total number of active weights.
 
     Returns:
-        How many of each layer, not rounded.
+        Number of active weights per layer, not rounded.
     """
     total = sum(param.numel() for param in params.values())
     return {name: active * param.numel() / total for name, param in params.items()}
 
 
 def erk(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: density proportional to sum over product of the shape.
+    """Erdos-Renyi-Kernel: density by the sum over the product of a shape's sizes.
 
     Evci et al., "Rigging the Lottery" (RigL), ICML 2020, section 3. A share may be
     larger than its layer; `allocate` then makes the layer dense.
 
     Args:
         params: The layers' weights by name.
-        active: How many weights shall be active in all.
+        active: Total number of active weights.
 
     Returns:
-        How many of each layer, not rounded.
+        Number of active weights per layer, not rounded.
     """
     total = sum(sum(param.shape) for param in params.values())
     return {name: active * sum(param.shape) / total for name, param in params.items()}
 
 
 def snip(scores: Mapping[str, Tensor]) -> Rule:
-    """Rule by connection sensitivity: the best scores of all layers together.
+    """Rule by connection sensitivity: the highest scores over all layers are active.
 
-    Lee et al., "SNIP", ICLR 2019; as in SLaK only the layers' densities are kept.
+    Lee et al., "SNIP", ICLR 2019; as in SLaK only each layer's density is taken from
+    this, not the positions.
 
     Args:
         scores: |weight * gradient| of each layer, of the weights' shapes.
@@ -74,8 +75,8 @@ def allocate(
 ) -> dict[str, int]:
     """Decide how many weights of each layer are active.
 
-    Layers to which the rule gives a density of 0.99 or more become dense, and what
-    is left is divided anew among the others.
+    Layers to which the rule gives a density of 0.99 or more become dense, and the
+    rest of the active weights is divided anew among the other layers.
 
     Args:
         params: The layers' weights by name.
@@ -83,11 +84,11 @@ def allocate(
         rule: `uniform`, `erk` or what `snip` returns.
 
     Returns:
-        The number for each layer, at least 1; their sum is the requested number,
-        rounded to a whole one.
+        Number of active weights per layer, at least 1; they add up to the requested
+        total, rounded to a whole number.
 
     Raises:
-        ValueError: If that is fewer than one weight a layer.
+        ValueError: If that is fewer than one weight per layer.
     """
     sizes = {name: param.numel() for name, param in params.items()}
     left = round(density * sum(sizes.values()))
@@ -100,7 +101,9 @@ def allocate(
     open_params = dict(params)
     while open_params:
         shares = rule(open_params, left)
-        dense = [name for name, share in shares.items() if share >= DENSE * sizes[name]]
+        dense = [
+            name for name, share in shares.items() if share >= DENSE_FROM * sizes[name]
+        ]
         after = left - sum(sizes[name] for name in dense)
         if not dense or after < len(open_params) - len(dense):
             counts |= _round_to_sum(shares, sizes, left)
@@ -133,11 +136,11 @@ def _round_to_sum(
 def draw_masks(
     params: Mapping[str, Tensor], counts: Mapping[str, int], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw which weights are active, each layer's with equal probability.
+    """Draw which weights are active, uniformly within each layer.
 
     Args:
         params: The layers' weights by name.
-        counts: How many of each layer.
+        counts: Number of active weights per layer.
         generator: On the CPU, so that every device draws the same.
 
     Returns:
@@ -152,44 +155,24 @@ def draw_masks(
 
 
 def share_of_zeros(params: Mapping[str, Tensor]) -> float:
-    """Share of the weights that are zero.
+    """Share of the weights that are zero, in [0, 1).
 
-    Layers of nothing but zeros do not count: some are initialised like that.
+    Zeros of layers that are zero throughout do not count: some are initialised so.
     """
     total = sum(param.numel() for param in params.values())
     counts = [(param.numel(), int(param.count_nonzero())) for param in params.values()]
     return sum(size - nonzero for size, nonzero in counts if nonzero) / total
 
 
-def trained_sparse(params: Mapping[str, Tensor]) -> bool:
-    """Whether 1 % or more of the weights are zero, as only masks leave them."""
-    return share_of_zeros(params) >= 1 - DENSE
+def is_sparse(zeros: float) -> bool:
+    """Whether a share of zeros is 1 % or more, as only masks leave it."""
+    return 1 - zeros <= DENSE_FROM
 
 
-def check_not_sparse(params: Mapping[str, Tensor]) -> None:
-    """Refuse to draw masks over weights that were trained with others.
-
-    Raises:
-        ValueError: If they were.
-    """
-    if trained_sparse(params):
-        raise ValueError(
-            f'{share_of_zeros(params):.1%} of the weights that the training starts '
-            'from are zero, so they were trained sparse; keep the zeros with '
-            "mode='fixed' or 'auto', or start from them with init='resume'"
-        )
-
-
-def masks_of_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def masks_from_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the masks from the zeros of weights that were trained sparse.
 
-    Raises:
-        ValueError: If the weights have no zeros to speak of.
+    Returns:
+        Boolean masks, True where a weight is not zero.
     """
-    if not trained_sparse(params):
-        raise ValueError(
-            f'{share_of_zeros(params):.1%} of the weights are zero, so there is no '
-            'sparsity to keep; load a checkpoint that was trained sparse (load_from or '
-            "init_cfg), or set mode='dynamic' and init='snip'"
-        )
     return {name: param.detach() != 0 for name, param in params.items()}

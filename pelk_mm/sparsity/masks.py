@@ -1,4 +1,4 @@
-"""Which weights of a model are active, and keeping the others at zero."""
+"""Masks: which weights of a model are active, and the others kept at zero."""
 
 import re
 import zlib
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-#: A layer of this density or more is not worth masking and leaves the sparse set.
-DENSE = 0.99
+#: A layer of this density or more is not worth masking and counts as dense.
+DENSE_FROM = 0.99
 
-#: What a grown weight starts from: too small to change any output, but not zero, so
-#: that the zeros of a model are its mask at any moment, even where a tap of a large
-#: kernel reaches beyond small maps and never gets a gradient.
-GROWN = 1e-20
+#: Value that a grown weight starts from: too small to change any output, but not zero,
+#: so that the zeros of a model are its mask at any moment, even where a tap of a large
+#: kernel is out of bounds on small maps and never gets a gradient.
+GROWN_VALUE = 1e-20
 
 #: Size along an axis from which a depthwise kernel counts as large.
 LARGE_KERNEL = 7
@@ -68,12 +68,12 @@ def _is_large_kernel(param: Tensor) -> bool:
 
 
 def pack(masks: Mapping[str, Tensor]) -> Tensor:
-    """Masks as one 1-D tensor of 0 and 1 in uint8, for communication."""
+    """Flatten masks into one 1-D uint8 tensor of 0 and 1, for communication."""
     return torch.cat([mask.flatten().to(torch.uint8) for mask in masks.values()])
 
 
 def unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `pack`; names and shapes are those of ``like``."""
+    """Undo `pack`, to masks of the names and shapes of ``like``."""
     parts = packed.split([mask.numel() for mask in like.values()])
     return {
         name: part.view_as(mask)
@@ -82,7 +82,7 @@ def unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SparsityMasks:
-    """Masks over parameters; the parameters' values stay where they are.
+    """Masks over parameters, which stay the model's own tensors.
 
     Args:
         params: The chosen parameters by name.
@@ -90,7 +90,7 @@ class SparsityMasks:
             weight is active. Parameters of density 0.99 or more get no mask.
 
     Raises:
-        ValueError: If names or shapes of the two differ, or a mask is empty.
+        ValueError: If the two differ in names or shapes, or a mask is zero throughout.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SparsityMasks:
             active = int(masks[name].count_nonzero())
             if active == 0:
                 raise ValueError(f'the mask of {name} leaves no weight active')
-            if active >= DENSE * param.numel():
+            if active >= DENSE_FROM * param.numel():
                 self.dense[name] = param
             else:
                 self.params[name] = param
@@ -122,12 +122,12 @@ class SparsityMasks:
 
     @property
     def total(self) -> int:
-        """Weights of all chosen parameters, those without a mask included."""
+        """Weights of all chosen parameters, dense ones included."""
         return sum(p.numel() for p in (*self.params.values(), *self.dense.values()))
 
     @property
     def active(self) -> int:
-        """How many of them are active."""
+        """Active weights of all chosen parameters."""
         return sum(int(m.count_nonzero()) for m in self.masks.values()) + sum(
             p.numel() for p in self.dense.values()
         )
@@ -146,11 +146,11 @@ class SparsityMasks:
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
-        """Set inactive weights to zero, and what an optimiser remembers of them.
+        """Set inactive weights, and their state in an optimizer, to zero.
 
         Args:
-            optimizer: Momentum, both moments of Adam and anything else it keeps in
-                a weight's shape are masked as the weight is.
+            optimizer: Momentum, both moments of Adam and any other state of a
+                weight's shape is masked as the weight is.
         """
         for name, param in self.params.items():
             mask = self.masks[name]
@@ -168,23 +168,23 @@ class SparsityMasks:
             copies[name].mul_(mask.to(copies[name]))
 
     @torch.no_grad()
-    def wake(self) -> None:
-        """Give active weights that are exactly zero their starting value."""
+    def fill_active_zeros(self) -> None:
+        """Set active weights that are exactly zero to `GROWN_VALUE`."""
         for name, param in self.params.items():
-            param.masked_fill_((param == 0) & self.masks[name].bool(), GROWN)
+            param.masked_fill_((param == 0) & self.masks[name].bool(), GROWN_VALUE)
 
     @torch.no_grad()
     def replace(
         self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None
     ) -> int:
-        """Move to new masks; what is newly active starts from next to nothing.
+        """Change to new masks; newly active weights start from `GROWN_VALUE`.
 
         Args:
             masks: For each parameter that has a mask, the new one.
             optimizer: As for `apply`.
 
         Returns:
-            How many weights were inactive before and are active now.
+            Number of weights that were inactive before and are active now.
         """
         grown = 0
         for name, mask in self.masks.items():
@@ -192,7 +192,7 @@ class SparsityMasks:
             grown += int((new > mask).count_nonzero())
             self.masks[name] = new
         self.apply(optimizer)
-        self.wake()
+        self.fill_active_zeros()
         return grown
 
     def checksum(self) -> int:
@@ -200,7 +200,7 @@ class SparsityMasks:
         return zlib.crc32(pack(self.masks).cpu().numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks as boolean tensors on the CPU, dense parameters by name."""
+        """Masks as boolean tensors on the CPU, and the names of dense parameters."""
         return dict(
             masks={name: mask.bool().cpu() for name, mask in self.masks.items()},
             dense=list(self.dense),
@@ -213,7 +213,7 @@ class SparsityMasks:
         """Restore the masks of a `state_dict`.
 
         Raises:
-            ValueError: If they are those of other parameters.
+            ValueError: If they belong to other parameters.
         """
         masks = dict(state['masks'])
         dense = set(state['dense'])
@@ -222,10 +222,10 @@ class SparsityMasks:
             for name, param in params.items()
             if name in dense
         }
-        strange = sorted((set(masks) | dense) ^ set(params))
-        if strange:
+        differing = sorted((set(masks) | dense) ^ set(params))
+        if differing:
             raise ValueError(
-                f'the checkpoint has masks of other weights: {", ".join(strange)} '
+                f'the checkpoint has masks of other weights: {", ".join(differing)} '
                 'differ; resume with the model and the sparsity settings that it was '
                 'trained with'
             )

@@ -5,15 +5,15 @@ Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity",
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from pelk_mm.engine.random_state import random_state_kept, seed_everything
+from pelk_mm.engine.random_state import preserve_random_state
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -33,7 +33,8 @@ def snip_scores(
     Args:
         runner: A runner about to train.
         params: The weights to score, by name.
-        seed: Chooses the batch and seeds its augmentation and the model's dropout.
+        seed: Chooses the batch and seeds its augmentation and the model's dropout,
+            in [0, 2**32).
 
     Returns:
         Scores of the weights' shapes.
@@ -42,21 +43,12 @@ def snip_scores(
         ValueError: If the loss is not finite.
     """
     model = unwrap(runner.model)
-    with random_state_kept(), _training_state_kept(model):
-        seed_everything(seed)
+    with preserve_random_state(), _preserve_training_state(model):
+        set_random_seed(seed)
         batch = _draw_batch(runner)
         model.train()
-        # Without autocast: a score needs no speed, and float16 gradients of a whole
-        # network, unscaled, underflow.
-        data = model.data_preprocessor(batch, True)
-        loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f'the loss of the batch for SNIP is {loss.item()}; look at the data '
-                "and the weights that were loaded, or set init='erk'"
-            )
-        # Not autograd.grad: checkpointing in its reentrant form refuses that.
-        loss.backward()
+        # The class's: mmengine's `compile` puts a compiled one in the model's place.
+        type(model).train_step(model, batch, optim_wrapper=_BackwardOnly())
         with torch.no_grad():
             return {
                 name: torch.zeros_like(param)
@@ -66,8 +58,37 @@ def snip_scores(
             }
 
 
+class _BackwardOnly:
+    """Reduces a model's ``train_step`` to its forward and backward pass.
+
+    It takes the place of mmengine's ``OptimWrapper``, and of each in an
+    ``OptimWrapperDict``.
+    """
+
+    def __getitem__(self, name: str) -> '_BackwardOnly':
+        return self
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[None]:
+        """No autocast: a score needs no speed, and unscaled float16 underflows."""
+        return nullcontext()
+
+    def update_params(self, loss: Tensor) -> None:
+        """Compute the gradients.
+
+        Raises:
+            ValueError: If the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f'the loss of the batch for SNIP is {loss.item()}; look at the data '
+                "and the weights that were loaded, or set init='erk'"
+            )
+        # Not autograd.grad: checkpointing in its reentrant form refuses that.
+        loss.backward()
+
+
 def _draw_batch(runner: Runner) -> Any:
-    """One batch of the training data, past the sampler.
+    """One batch of the training data, without its sampler.
 
     mmengine's infinite sampler is a stream: what is taken from it here the training
     would not see.
@@ -79,8 +100,8 @@ def _draw_batch(runner: Runner) -> Any:
 
 
 @contextmanager
-def _training_state_kept(model: nn.Module) -> Iterator[None]:
-    """Give buffers, gradients and training modes back their values afterwards."""
+def _preserve_training_state(model: nn.Module) -> Iterator[None]:
+    """Restore the values of buffers, gradients and training modes afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     grads = [(param, param.grad) for param in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

@@ -1,12 +1,20 @@
 import argparse
+import ast
+import inspect
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+import pelk_mm
 from pelk_mm.engine import load_weights_only
 
 
@@ -82,14 +90,114 @@ def test_missing_file(tmp_path):
         load_weights_only(tmp_path / 'nowhere.pth')
 
 
-def test_http_loader_asks_for_weights_only(monkeypatch, tmp_path):
-    path = tmp_path / 'remote.pth'
-    torch.save({'extra': argparse.Namespace()}, path)
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """Arguments of the downloads, each of which gets a file that asks for a type."""
+    calls = []
 
-    def download(url, map_location, weights_only):
-        assert url == 'https://example.org/remote.pth'
+    def download(url, model_dir, map_location, progress, weights_only):
+        calls.append((url, model_dir, progress))
+        path = tmp_path / 'remote.pth'
+        torch.save({'extra': argparse.Namespace()}, path)
         return torch.load(path, map_location, weights_only=weights_only)
 
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', download)
+    return calls
+
+
+# mmengine looks these names up in files of its own, torchvision's in torchvision.
+@pytest.mark.parametrize(
+    'source',
+    [
+        'https://example.org/remote.pth',
+        'http://example.org/remote.pth',
+        'torchvision://resnet50',
+        'modelzoo://resnet50',
+        'openmmlab://vgg16_caffe',
+        'open-mmlab://vgg16_caffe',
+        'mmcls://mobilenet_v2',
+    ],
+)
+def test_downloads_are_loaded_with_weights_only(downloads, monkeypatch, source):
+    monkeypatch.setattr(
+        mmengine_checkpoint,
+        'get_torchvision_models',
+        lambda: dict(resnet50='https://example.org/resnet50.pth'),
+    )
     with pytest.raises(pickle.UnpicklingError, match=r'argparse\.Namespace'):
-        CheckpointLoader.load_checkpoint('https://example.org/remote.pth', 'cpu')
+        CheckpointLoader.load_checkpoint(source, 'cpu')
+    assert len(downloads) == 1
+
+
+def test_http_loader_has_mmengines_arguments(downloads, tmp_path):
+    replaced = inspect.signature(mmengine_checkpoint.load_from_http)
+    [original] = (
+        node
+        for node in ast.parse(inspect.getsource(mmengine_checkpoint)).body
+        if isinstance(node, ast.FunctionDef) and node.name == 'load_from_http'
+    )
+    assert [*replaced.parameters] == [arg.arg for arg in original.args.args]
+    with pytest.raises(pickle.UnpicklingError):
+        mmengine_checkpoint.load_from_http(
+            'https://example.org/a.pth', model_dir=str(tmp_path), progress=True
+        )
+    assert downloads == [('https://example.org/a.pth', str(tmp_path), True)]
+
+
+@pytest.mark.parametrize('main', [True, False])
+def test_rank_0_downloads_first(monkeypatch, main):
+    module = inspect.getmodule(mmengine_checkpoint.load_from_http)
+    order = []
+    monkeypatch.setattr(module, 'is_main_process', lambda: main)
+    monkeypatch.setattr(module, 'barrier', lambda: order.append('barrier'))
+    monkeypatch.setattr(
+        torch.hub,
+        'load_state_dict_from_url',
+        lambda url, **kwargs: order.append('download'),
+    )
+    CheckpointLoader.load_checkpoint('https://example.org/a.pth')
+    assert order == (['download', 'barrier'] if main else ['barrier', 'download'])
+
+
+LOAD = """
+import sys
+from mmengine.runner.checkpoint import CheckpointLoader
+import pelk_mm
+CheckpointLoader.load_checkpoint(sys.argv[1], 'cpu')
+"""
+
+
+@pytest.mark.parametrize(
+    ('keep', 'error'),
+    [
+        (None, 'checkpoint gone.pth does not exist'),  # our loader's words
+        ('1', 'gone.pth can not be found'),  # mmengine's
+        ('yes', 'PELK_MM_KEEP_LOADERS=yes is neither 0 nor 1'),
+    ],
+)
+def test_environment_variable_keeps_mmengines_loaders(tmp_path, keep, error):
+    environment = {k: v for k, v in os.environ.items() if k != 'PELK_MM_KEEP_LOADERS'}
+    paths = [str(Path(pelk_mm.__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
+    if keep is not None:
+        environment['PELK_MM_KEEP_LOADERS'] = keep
+    result = subprocess.run(
+        [sys.executable, '-c', LOAD, 'gone.pth'],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert error in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('keep', 'expected'), [(None, False), ('', False), ('0', False), ('1', True)]
+)
+def test_values_of_the_environment_variable(monkeypatch, keep, expected):
+    module = inspect.getmodule(load_weights_only)
+    monkeypatch.delenv('PELK_MM_KEEP_LOADERS', raising=False)
+    if keep is not None:
+        monkeypatch.setenv('PELK_MM_KEEP_LOADERS', keep)
+    assert module._keeps_loaders() is expected

@@ -1,16 +1,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 
 from pelk_mm.engine.launch import (
     LaunchError,
-    check_data_roots,
     find_framework,
     find_tool,
     is_config_name,
+    require_data_roots,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +42,17 @@ def test_framework_of_a_config():
 
 def test_framework_that_is_not_installed(monkeypatch):
     monkeypatch.setattr('pelk_mm.engine.launch.find_spec', lambda _: None)
-    with pytest.raises(LaunchError, match='mmdet is not installed; `pip install'):
-        find_tool('mmdet', 'train')
+    for framework, package in (('mmdet', 'mmdet'), ('mmseg', 'mmsegmentation')):
+        message = f'{framework} is not installed; `pip install {package}`, or onedl-'
+        with pytest.raises(LaunchError, match=message):
+            find_tool(framework, 'train')
+
+
+def test_framework_without_its_tools(monkeypatch, tmp_path):
+    spec = SimpleNamespace(origin=str(tmp_path / 'mmseg' / '__init__.py'))
+    monkeypatch.setattr('pelk_mm.engine.launch.find_spec', lambda _: spec)
+    with pytest.raises(LaunchError, match=r'has no tools/test\.py; install mmsegm'):
+        find_tool('mmseg', 'test')
 
 
 @pytest.mark.parametrize(
@@ -72,9 +82,9 @@ def test_data_roots_are_found_inside_dataset_wrappers(tmp_path):
         )
     )
     with pytest.raises(LaunchError, match=r'gone.*train_dataloader does not exist'):
-        check_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
+        require_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
     (tmp_path / 'gone').mkdir()
-    check_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
+    require_data_roots(cfg, ('train_dataloader', 'val_dataloader'))
 
 
 @pytest.mark.parametrize(

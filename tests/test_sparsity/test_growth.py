@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pelk_mm.sparsity import SparsityMasks, prune_and_grow, prune_rate
-from pelk_mm.sparsity.masks import GROWN
+from pelk_mm.sparsity.masks import GROWN_VALUE
 
 
 def test_rate_follows_half_a_cosine():
@@ -34,7 +34,9 @@ def test_a_cycle_by_hand():
     new = prune_and_grow(weight, mask, 0.4, torch.Generator(), weight.grad)
     assert masks.replace(dict(w=new), optimizer) == 2
     assert torch.equal(new.int(), torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 1, 0]]))
-    expected = torch.tensor([[0.5, 0, 0.3, 0, -0.2], [0, GROWN, -0.4, GROWN, 0]])
+    expected = torch.tensor(
+        [[0.5, 0, 0.3, 0, -0.2], [0, GROWN_VALUE, -0.4, GROWN_VALUE, 0]]
+    )
     assert torch.equal(weight, expected)
     assert torch.equal(optimizer.state[weight]['momentum_buffer'], new.float())
     assert masks.active == 6

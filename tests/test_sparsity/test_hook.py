@@ -17,7 +17,7 @@ def changes(checksums):
 
 
 class Watch(Hook):
-    """Notes what every iteration leaves behind."""
+    """Notes the state after every iteration."""
 
     priority = 'LOWEST'
 
@@ -270,6 +270,8 @@ def test_testing_takes_no_notice(make_runner, tmp_path):
         (dict(growth='momentum'), "growth 'momentum' is not one of random"),
         (dict(update_interval=0), 'update_interval 0 is not'),
         (dict(prune_rate=1.5), 'prune_rate 1.5'),
+        (dict(seed=-1), r'seed -1 is not in \[0, 2\*\*32\)'),
+        (dict(seed=2**32), 'seed 4294967296 is not in'),
         (dict(prune_rate=0.001), 'prune_rate 0.001 and min_prune_rate 0.005'),
         (dict(patterns='backbone'), "patterns 'backbone' is one string"),
     ],

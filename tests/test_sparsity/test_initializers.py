@@ -8,11 +8,12 @@ from pelk_mm.sparsity import (
     allocate,
     draw_masks,
     erk,
-    masks_of_zeros,
+    masks_from_zeros,
     select_parameters,
     snip,
     uniform,
 )
+from pelk_mm.sparsity.initializers import is_sparse, share_of_zeros
 
 shape = st.one_of(
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
@@ -104,10 +105,20 @@ def test_draws_are_seeded_and_spread_evenly():
 
 def test_zeros_of_a_checkpoint():
     weight = torch.tensor([[0.0, 1.0], [-2.0, 0.0]])
-    masks = masks_of_zeros(dict(a=weight))
+    masks = masks_from_zeros(dict(a=weight))
     assert torch.equal(masks['a'], torch.tensor([[False, True], [True, False]]))
-    with pytest.raises(ValueError, match=r'0\.0% of the weights are zero'):
-        masks_of_zeros(dict(a=torch.ones(2, 2)))
+
+
+def test_share_of_zeros():
+    params = dict(
+        half=torch.tensor([[0.0, 1.0], [-2.0, 0.0]]),
+        full=torch.ones(3, 4),
+        # Initialised with zeros, which no mask has put there.
+        empty=torch.zeros(2, 2),
+    )
+    assert share_of_zeros(params) == 0.1
+    assert is_sparse(share_of_zeros(params))
+    assert not is_sparse(share_of_zeros(dict(full=params['full'])))
 
 
 def test_pelk_tiny_at_forty_percent():

@@ -4,7 +4,7 @@ from torch import nn
 
 from pelk_mm.backbones import PeLK
 from pelk_mm.sparsity import SparsityMasks, select_parameters
-from pelk_mm.sparsity.masks import GROWN
+from pelk_mm.sparsity.masks import GROWN_VALUE
 
 
 def pair(**shapes):
@@ -89,7 +89,7 @@ def test_replace_starts_grown_weights_afresh():
     masks.apply()
     grown = masks.replace(dict(a=torch.tensor([[1, 0, 0], [1, 1, 0]])))
     assert grown == 2
-    expected = torch.tensor([[before[0, 0], 0, 0], [GROWN, GROWN, 0]])
+    expected = torch.tensor([[before[0, 0], 0, 0], [GROWN_VALUE, GROWN_VALUE, 0]])
     assert torch.equal(params['a'], expected)
     assert masks.active == 3
 

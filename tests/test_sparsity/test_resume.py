@@ -88,7 +88,7 @@ def test_resuming_with_other_weights_is_refused(make_runner):
 
 def test_resuming_a_later_version_is_refused(make_runner, monkeypatch):
     make_runner(DynamicSparsityHook(), iters=4, save=4).train()
-    monkeypatch.setattr(DynamicSparsityHook, 'VERSION', 0)
+    monkeypatch.setattr('pelk_mm.sparsity.start.VERSION', 0)
     with pytest.raises(ValueError, match='version 1, this pelk_mm reads 0'):
         make_runner(DynamicSparsityHook(), iters=8, resume=True).train()
 

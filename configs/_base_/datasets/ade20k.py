@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# The truth keeps its own size: it is loaded after the image has been resized.
+# The ground truth keeps its size: it is loaded after the image has been resized.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),

@@ -1,4 +1,4 @@
-# COCO without masks, the short side 640 to 800, with flips at test time on request.
+# COCO without masks, the short side 640 to 800; with test-time augmentation (--tta).
 _base_ = './coco_instance.py'
 
 train_pipeline = [

@@ -1,9 +1,9 @@
-# COCO with masks: either the short side is 480 to 800, or the image is cropped in
-# between two resizings, as DETR and after it ConvNeXt and SLaK train.
+# COCO with masks. The short side is resized to 480 to 800, in half of the cases after
+# another resizing and a crop, as DETR and after it ConvNeXt and SLaK train.
 data_root = 'data/coco/'
 val_annotations = 'annotations/instances_val2017.json'
 dataset = dict(type='CocoDataset', data_root=data_root)
-# Each is the longest side allowed and a length for the short one.
+# Each is the limit of the long side and the length of the short one.
 sides = [(1333, short) for short in range(480, 801, 32)]
 sides_to_crop_from = [(4200, short) for short in (400, 500, 600)]
 
@@ -36,7 +36,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # The metric reads the truth from the annotation file, in the image's own size.
+    # The metric reads the ground truth from the annotation file, at its original size.
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),

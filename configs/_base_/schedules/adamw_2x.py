@@ -1,4 +1,4 @@
-# 24 epochs of 8 GPUs x 2 images, a tenth of the rate from epochs 16 and 22 on.
+# 24 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 16 and 22.
 _base_ = './adamw_3x.py'
 
 max_epochs = 24

@@ -1,4 +1,4 @@
-# 36 epochs of 8 GPUs x 2 images, a tenth of the rate from epochs 27 and 33 on.
+# 36 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 27 and 33.
 max_epochs = 36
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)

@@ -1,4 +1,4 @@
-# As adamw_160k.py in half the iterations.
+# As adamw_160k.py, with half the iterations.
 _base_ = './adamw_160k.py'
 
 max_iters = 80_000

@@ -7,8 +7,8 @@ into the convolutions; the model computes the same with fewer modules.
 import argparse
 import sys
 
-from pelk_mm.checkpoints.deploy import deploy_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.conversion.deploy import deploy_checkpoint
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from .base import BATCH_NORM, LargeKernelBackbone, Stage
 
 
 class ReLUSequential(nn.Sequential):
-    """Layers in a row with a ReLU behind each."""
+    """Layers in sequence with a ReLU after each."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers over ``x`` of shape (N, C, H, W)."""
@@ -43,14 +43,15 @@ class RepLKNet(LargeKernelBackbone):
             layer is a large-kernel block and a conv FFN) and ``kernel_sizes`` and
             optionally ``small_kernel`` (default 5; None for none), ``dw_ratio``
             (channels of the large kernel over those of the stage, default 1) and
-            ``ffn_ratio`` (the same of the FFN's hidden layer, default 4).
+            ``ffn_ratio`` (channels of the FFN's hidden layer over those of the stage,
+            default 4).
         in_channels: Channels of the images.
         out_indices: Stages whose feature maps are returned.
         drop_path_rate: Probability of dropping the branches of the last layer; it
             rises linearly from 0 at the first.
-        norm_cfg: Norm behind each convolution and at the head of each block.
+        norm_cfg: Norm after each convolution and at the start of each block.
         norm_intermediate_features: Whether a norm follows each output, as in the
-            dense-prediction models of XL and in no other.
+            dense-prediction models of XL only.
         small_kernel_merged: Whether the large and small kernels alone are built in
             their deployment form, as in released models that were merged.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
@@ -63,7 +64,7 @@ class RepLKNet(LargeKernelBackbone):
     Raises:
         ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
             ``drop_path_rate`` is not as above, a kernel size is even, or the small
-            kernel is the larger.
+            kernel is larger than the large one.
 
     Example:
         >>> model = RepLKNet('31B')
@@ -135,12 +136,16 @@ class RepLKNet(LargeKernelBackbone):
             ),
         )
 
-        def conv_norm(*args: Any, **kwargs: Any) -> nn.Module:
-            conv = nn.Conv2d(*args, bias=deploy, **kwargs)
+        def conv_norm(
+            in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1
+        ) -> nn.Module:
+            conv = nn.Conv2d(
+                in_width, width, kernel, stride, kernel // 2, groups=groups, bias=deploy
+            )
             return conv if deploy else ConvNorm(conv, norm_cfg)
 
         def depthwise(width: int, stride: int) -> nn.Module:
-            return conv_norm(width, width, 3, stride=stride, padding=1, groups=width)
+            return conv_norm(width, width, 3, stride, groups=width)
 
         rates = self._drop_path_rates(drop_path_rate)
         for i, (width, depth) in enumerate(
@@ -148,7 +153,7 @@ class RepLKNet(LargeKernelBackbone):
         ):
             self.downsample_layers.append(
                 ReLUSequential(
-                    conv_norm(in_channels, width, 3, stride=2, padding=1),
+                    conv_norm(in_channels, width, 3, stride=2),
                     depthwise(width, stride=1),
                     conv_norm(width, width, 1),
                     depthwise(width, stride=2),

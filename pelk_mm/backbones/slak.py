@@ -12,20 +12,21 @@ from mmengine.registry import MODELS
 
 from pelk_mm.layers import ReparamDepthwise, large_and_small, stripes_and_small
 
-from .base import BATCH_NORM, ConvNeXtStyleBackbone, Stage
+from .base import BATCH_NORM, Stage
+from .convnext_style import ConvNeXtStyleBackbone
 
 
 @MODELS.register_module()
 class SLaK(ConvNeXtStyleBackbone):
     """SLaK backbone with feature maps at strides 4, 8, 16 and 32.
 
-    The dynamic sparsity of the paper is no part of the model: a sparse checkpoint
+    The dynamic sparsity of the paper is not part of the model: a sparse checkpoint
     carries zeros, and a hook of `pelk_mm.sparsity` keeps them in training.
 
     Args:
         arch: ``tiny``, ``small``, ``base``, ``large`` (of the released code, not of
             the paper), or a dict with ``channels``, ``depths`` and ``kernel_sizes``
-            and optionally ``small_kernel`` (edge of the stripes and size of the
+            and optionally ``small_kernel`` (short side of the stripes and size of the
             parallel kernel, default 5; None only for the dense form),
             ``width_factor`` (default 1) and ``decomposed`` (stripes if true, one
             dense K x K kernel if not; default true).
@@ -34,7 +35,7 @@ class SLaK(ConvNeXtStyleBackbone):
         drop_path_rate: Probability of dropping the last block's branch; it rises
             linearly from 0 at the first.
         layer_scale_init_value: Initial layer scale; 0 for none.
-        norm_cfg: Norm behind each convolution of the token mixer, or None for none.
+        norm_cfg: Norm after each convolution of the token mixer, or None for none.
         small_kernel_merged: Whether the token mixers alone are built in their
             deployment form, as in released models that were merged.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
@@ -46,7 +47,7 @@ class SLaK(ConvNeXtStyleBackbone):
     Raises:
         ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
             ``drop_path_rate`` is not as above, a kernel size is even, or the small
-            kernel is the larger.
+            kernel is larger than the large one.
 
     Example:
         >>> model = SLaK('tiny')
@@ -97,8 +98,8 @@ class SLaK(ConvNeXtStyleBackbone):
         decomposed = settings.get('decomposed', True)
         if decomposed and small_kernel is None:
             raise ValueError(
-                'small_kernel None leaves the stripes of SLaK without an edge; give '
-                'an odd size or decomposed=False'
+                'small_kernel None leaves the stripes of SLaK without a short side; '
+                'give an odd size or decomposed=False'
             )
         branches = stripes_and_small if decomposed else large_and_small
 

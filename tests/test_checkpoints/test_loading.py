@@ -7,7 +7,7 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from pelk_mm.engine import load_weights_only
+from pelk_mm.checkpoints import load_weights_only
 
 
 @pytest.fixture

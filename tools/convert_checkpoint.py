@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
     report, configs, error = None, [], None
     try:
+        config_dir = config_folder()
         report = convert_checkpoint(
             args.src,
             args.dst,
@@ -98,13 +99,13 @@ def main(argv: list[str] | None = None) -> int:
             dry_run=args.dry_run,
             track=show_progress,
         )
-        configs = fitting_configs(report, config_folder())
+        configs = fitting_configs(report, config_dir)
         print(describe(report, configs))
         if not report.complete:
             error = f'{args.src} is incomplete: {report.summarise_problems()}; ' + (
                 f'{args.dst} has the rest' if report.written else 'nothing was written'
             )
-    except CheckpointError as problem:
+    except (CheckpointError, FileNotFoundError) as problem:
         error = str(problem)
     if args.json is not None:
         try:

@@ -49,7 +49,7 @@ def images():
 
 
 def is_batch_norm(module):
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
 
 
 def total(maps):
@@ -392,7 +392,7 @@ def test_bad_arch_dicts(build):
     bad = {
         r"lacks \['depths'\]": {k: v for k, v in arch.items() if k != 'depths'},
         r"unknown keys \['kernels'\]": {**arch, 'kernels': 3},
-        'one value a stage in each list': {**arch, 'depths': (1, 1, 1)},
+        'one value per stage in each list': {**arch, 'depths': (1, 1, 1)},
         'depths 2 .* list of positive': {**arch, 'depths': 2},
         'channels .* list of positive': {**arch, 'channels': (8, 8, 8, 0)},
         'kernel size 14 is not a positive odd': {

@@ -10,9 +10,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 from pelk_mm.checkpoints import detect_family, from_released
-from pelk_mm.checkpoints.arch import build_backbone, infer_backbone
-from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError, read_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
+from pelk_mm.conversion.infer import build_backbone, infer_backbone
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 MANIFESTS = {
@@ -73,8 +73,8 @@ def test_wrappers_and_prefixes(build, small, convert, family, wrapper):
     assert same(written['state_dict'], model.state_dict())
     build(written['meta']['backbone']).load_state_dict(written['state_dict'])
     assert written['meta']['source']['sha256'] == report.sha256
-    beside = {'epoch', 'args'} | ({'model'} if wrapper == 'model_ema' else set())
-    assert set(report.dropped) == beside & set(content)
+    others = {'epoch', 'args'} | ({'model'} if wrapper == 'model_ema' else set())
+    assert set(report.dropped) == others & set(content)
 
 
 def test_older_format_of_torch_save(small, save, tmp_path):
@@ -341,9 +341,7 @@ def test_incomplete(small, convert, change, problem):
     report, written = convert(released, strict=False)
     assert not report.complete
     assert len(written['state_dict']) >= len(released) - 1
-    with pytest.raises(
-        CheckpointError, match='PeLK starts from complete weights alone'
-    ):
+    with pytest.raises(CheckpointError, match='PeLK starts from complete weights only'):
         convert(released, strict=False, warm_start='pelk')
 
 
@@ -356,7 +354,7 @@ def test_incomplete(small, convert, change, problem):
         (dict(official=True, warm_start='pelk'), 'no released PeLK names'),
     ],
 )
-def test_wishes_that_cannot_be_met(small, convert, kwargs, message):
+def test_options_that_do_not_fit_the_source(small, convert, kwargs, message):
     with pytest.raises(CheckpointError, match=message):
         convert(small()[1], **kwargs)
 

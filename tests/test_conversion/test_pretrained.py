@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
-from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.conversion.convert import convert_checkpoint
 
 from .test_convert import wrappers
 
@@ -40,8 +40,8 @@ def test_released_file_names_the_command(small, save, family, wrapper):
         pretrained(model, path).init_weights()
     ema = ['--ema'] if kwargs else []
     assert command_of(error) == [
-        'python',
-        'tools/convert_checkpoint.py',
+        'pelk-mm',
+        'convert_checkpoint',
         str(path),
         str(path.with_name('a file_pelk_mm.pth')),
         *ema,
@@ -61,14 +61,14 @@ def test_the_command_is_right(small, save, build):
     assert torch.equal(pelk.norm1.weight, model.norm1.weight)
 
 
-def test_named_pelk_asks_for_its_own_size(small, save, build):
+def test_named_pelk_asks_for_its_own_sizes(small, save, build):
     path = save(small()[1])
     with pytest.raises(CheckpointError) as error:
         pretrained(build(dict(type='PeLK', arch='tiny-101')), path).init_weights()
     assert command_of(error)[-2:] == ['--warm-start', 'pelk-tiny-101']
 
 
-def test_pelk_with_its_own_grids_asks_for_the_family(small, save, build):
+def test_pelk_of_unnamed_sizes_takes_those_of_the_source(small, save, build):
     grids = [(4, 3, 4), (3, 3, 3)]
     pelk = build(PELK | dict(arch=PELK['arch'] | dict(sharing_grids=grids)))
     with pytest.raises(CheckpointError, match='has the released names') as error:
@@ -106,7 +106,7 @@ def test_converted_file_loads(small, save, tmp_path, suffix):
         assert torch.equal(a, b)
 
 
-def test_missing_file_is_the_loaders_to_report(small, tmp_path):
+def test_missing_file_is_left_to_the_loader_to_report(small, tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist'):
         pretrained(small()[0], tmp_path / 'nowhere.pth').init_weights()
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pelk_mm.backbones import SLaK
-from pelk_mm.checkpoints import to_released
+from pelk_mm.checkpoints import from_released, to_released
+from pelk_mm.conversion.infer import infer_backbone
+from pelk_mm.conversion.report import Report, fitting_configs
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
@@ -130,7 +133,7 @@ BAD_FILES = {
         r"it has a tensor under 'a\\x1b\[2Jb', which is no name",
     ),
     'nothing': (lambda: saved({}), 'its state dict is empty'),
-    'averaged alone': (lambda: saved({'model_ema': released()}), 'give --ema'),
+    'averaged only': (lambda: saved({'model_ema': released()}), 'give --ema'),
     'other network': (
         lambda: saved({'layer1.0.conv1.weight': torch.zeros(1)}),
         'its names, layer1.0.conv1.weight, are those of no PeLK, SLaK, RepLKNet',
@@ -168,7 +171,7 @@ BAD_FILES = {
         lambda: saved(changed(**{GAMMA: torch.zeros(4, device='meta')})),
         'stages.0.0.gamma is a tensor without values',
     ),
-    'truth values': (
+    'booleans': (
         lambda: saved(changed(**{GAMMA: torch.zeros(4, dtype=torch.bool)})),
         'stages.0.0.gamma is of torch.bool',
     ),
@@ -256,7 +259,9 @@ def test_report_on_screen_and_in_json(tmp_path, monkeypatch, capsys):
     assert report['dropped'].keys() == {'epoch', 'head.weight'}
     assert report['densities']['stages.0.blocks.0.pointwise_conv1.weight'] == 0.5
     assert f'{len(weights) - 1} tensors converted' in out
-    assert 'dropped (what a training run keeps beside the weights): epoch' in out
+    assert (
+        'dropped (what a training run keeps in addition to the weights): epoch' in out
+    )
     assert '0.500 stages.0.blocks.0.pointwise_conv1.weight' in out
     assert str(report['backbone']['arch']['channels']) in out
 
@@ -266,7 +271,7 @@ def test_incomplete_is_written_on_demand(tmp_path, monkeypatch, capsys):
     torch.save(without('stages.1.0.gamma'), 'src.pth')
     argv = ['src.pth', 'dst.pth', '--no-strict', '--json', 'report.json']
     assert tool.main(argv) == 3
-    assert 'dst.pth has what there is' in capsys.readouterr().err
+    assert 'dst.pth has the rest' in capsys.readouterr().err
     assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
     report = json.loads(Path('report.json').read_text())
     assert report['complete'] is False
@@ -295,11 +300,6 @@ def test_warm_start_prints_errors(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_fitting_configs(shared, name, fits, not_fits):
-    from pelk_mm.checkpoints import from_released
-    from pelk_mm.checkpoints.arch import infer_backbone
-    from pelk_mm.checkpoints.convert import Report
-    from pelk_mm.checkpoints.report import fitting_configs
-
     manifest = json.loads((shared / f'golden/manifests/{name}.json').read_text())
     family = 'slak' if 'slak' in name else 'replknet'
     converted = from_released(manifest, family).converted
@@ -308,8 +308,8 @@ def test_fitting_configs(shared, name, fits, not_fits):
     configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
     assert configs >= set(fits)
     assert not configs & set(not_fits)
-    report.whole = True
-    report.converted = {'backbone.a': '', 'decode_head.b': '', 'auxiliary_head.b': ''}
+    names = ('backbone.a', 'decode_head.b', 'auxiliary_head.b')
+    report = replace(report, whole=True, converted=dict.fromkeys(names, ''))
     configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
     assert all(config.startswith('upernet') for config in configs)
     assert fits[0] in configs
@@ -320,7 +320,7 @@ import os, signal, sys
 import torch
 import pelk_mm.files
 from pelk_mm.checkpoints import files
-from pelk_mm.checkpoints.convert import convert_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 torch.set_num_threads(1)
 
@@ -367,7 +367,7 @@ def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
 
 MEMORY = """
 import resource
-from pelk_mm.checkpoints.convert import convert_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -115,8 +115,9 @@ class LargeKernelBackbone(BaseModule):
 
     #: Settings of each named architecture.
     arch_settings: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Keys of an ``arch`` dict and whether each is required.
-    arch_keys: ClassVar[dict[str, bool]] = {}
+    #: Keys that an ``arch`` dict must have, and those that it may have.
+    required_keys: ClassVar[tuple[str, ...]] = ('channels', 'depths', 'kernel_sizes')
+    optional_keys: ClassVar[tuple[str, ...]] = ()
     #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
     blocks_per_layer: ClassVar[int] = 1
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
@@ -185,9 +186,8 @@ class LargeKernelBackbone(BaseModule):
                 f'arch {arch!r} of {cls.__name__} is neither a name nor a dict; choose '
                 f'one of {", ".join(cls.arch_settings)}'
             )
-        required = {key for key, needed in cls.arch_keys.items() if needed}
-        unknown = set(arch) - set(cls.arch_keys)
-        missing = required - set(arch)
+        unknown = set(arch) - {*cls.required_keys, *cls.optional_keys}
+        missing = set(cls.required_keys) - set(arch)
         if unknown or missing:
             raise ValueError(
                 f'arch dict of {cls.__name__} '
@@ -195,9 +195,9 @@ class LargeKernelBackbone(BaseModule):
                     [f'lacks {sorted(missing)}'] * bool(missing)
                     + [f'has unknown keys {sorted(unknown)}'] * bool(unknown)
                 )
-                + f'; it takes {", ".join(cls.arch_keys)}'
+                + f'; it takes {", ".join(cls.required_keys + cls.optional_keys)}'
             )
-        for key in ('channels', 'depths', 'kernel_sizes'):
+        for key in LargeKernelBackbone.required_keys:
             if not isinstance(arch[key], (list, tuple)) or not all(
                 isinstance(value, int) and value > 0 for value in arch[key]
             ):

@@ -20,11 +20,10 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
     convolution of stride 2. A LayerNorm follows each output.
 
     Args:
-        base_channels: Width of each stage before ``width_factor``.
-        depths: Blocks in each stage.
+        settings: ``channels`` and ``depths`` (blocks) of each stage, and optionally
+            ``width_factor``, which multiplies the channels and rounds them down.
         make_mixer: Makes a token mixer from the number of its stage and its width.
-        make_stage: Makes a stage from its number and its blocks.
-        width_factor: Multiplies the widths; the product is rounded down.
+        make_stage: Makes a stage from its blocks; None for a plain `Stage`.
         in_channels: Channels of the images.
         drop_path_rate: Probability of dropping the last block's branch; it rises
             linearly from 0 at the first.
@@ -37,21 +36,20 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
 
     def __init__(
         self,
-        base_channels: Sequence[int],
-        depths: Sequence[int],
+        settings: dict[str, Any],
         make_mixer: Callable[[int, int], nn.Module],
-        make_stage: Callable[[int, Sequence[nn.Module]], Stage],
-        width_factor: float = 1.0,
+        make_stage: Callable[[Sequence[nn.Module]], Stage] | None = None,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         init_cfg: dict | list[dict] | None = None,
         **kwargs: Any,
     ) -> None:
-        channels = [int(width * width_factor) for width in base_channels]
+        factor = settings.get('width_factor', 1.0)
+        channels = [int(width * factor) for width in settings['channels']]
         super().__init__(
             channels,
-            depths,
+            settings['depths'],
             init_cfg=init_cfg
             or dict(
                 type='TruncNormal',
@@ -79,9 +77,13 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
                     next(rates),
                     0 if self.deploy else layer_scale_init_value,
                 )
-                for _ in range(depths[i])
+                for _ in range(self.depths[i])
             ]
-            self.stages.append(make_stage(i, blocks))
+            self.stages.append(
+                Stage(blocks, self.with_cp)
+                if make_stage is None
+                else make_stage(blocks)
+            )
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(width))
         self._freeze_stages()

@@ -1,5 +1,6 @@
 """The contract that all backbones keep, over all of them."""
 
+import pickle
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -186,6 +187,15 @@ def test_pretrained_with_and_without_prefix(build, randomise, tmp_path):
         target.init_weights()
         for key, value in target.state_dict().items():
             assert torch.equal(value, state[key]), key
+
+
+def test_released_names_do_not_load(build):
+    """Whatever a subclass and its prefix; a copy and a pickle of it refuse too."""
+    released = {'model.stages.0.0.pwconv1.weight': torch.zeros(1)}
+    for model in (build(), deepcopy(build()), pickle.loads(pickle.dumps(build()))):
+        whole = nn.ModuleDict(dict(model=model))
+        with pytest.raises(ValueError, match='has the released names of SLaK'):
+            whole.load_state_dict(released, strict=False)
 
 
 # --- layer decay ------------------------------------------------------------------

@@ -39,6 +39,12 @@ def test_architectures_of_the_paper(arch, channels, depths, kernels, cells):
         assert tuple(len(conv.sharing_grid) for conv in convs) == cells
 
 
+def test_warm_start_asks_for_the_named_sizes():
+    with torch.device('meta'):
+        assert PeLK('tiny-101').warm_start == 'pelk-tiny-101'
+        assert PeLK(ARCH).warm_start == 'pelk'
+
+
 def test_one_embedding_per_stage():
     model = PeLK(ARCH)
     shapes = [tuple(stage.position_embedding.shape) for stage in model.stages]

@@ -284,6 +284,19 @@ def test_whole_model_warm_starts_with_its_heads(small, convert):
     assert same({key: weights[key] for key in heads}, heads)
 
 
+def test_two_names_for_one_tensor_of_a_head(small, convert):
+    _, released = small()
+    heads = ('bbox_head.fcos_cls.weight', 'bbox_head.conv_cls.weight', 'extra.weight')
+    content = {name: torch.full((1,), float(i)) for i, name in enumerate(heads)}
+    content |= {f'backbone.{name}': value for name, value in released.items()}
+    report, _ = convert({'state_dict': content})
+    assert report.unknown == list(heads[1:])
+    _, written = convert({'state_dict': content}, strict=False)
+    assert written['state_dict']['bbox_head.conv_cls.weight'] == 0
+    # The backbone comes first, whatever the order of the source.
+    assert list(written['state_dict'])[-1] == 'bbox_head.conv_cls.weight'
+
+
 def test_whole_model_without_output_norms_is_damaged(small, convert):
     _, content = whole_model('upernet_slak_t_ade20k.py', 'slak', small)
     for name in [name for name in content['state_dict'] if '.norm' in name[:14]]:

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         except CheckpointError as problem:
             error = str(problem)
     if error is not None:
-        print(f'convert_checkpoint.py: {error}', file=sys.stderr)
+        print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
         return 3 if report is not None and report.written else 1
     return 0
 

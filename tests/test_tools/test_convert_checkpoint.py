@@ -185,6 +185,7 @@ BAD_FILES = {
 @pytest.mark.parametrize('kind', BAD_FILES)
 def test_bad_files_get_one_sentence(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['tools/convert_checkpoint.py'])
     if kind == 'safetensors':
         pytest.importorskip('safetensors')
     make, message = BAD_FILES[kind]

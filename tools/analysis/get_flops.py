@@ -6,6 +6,7 @@ compute; --checkpoint takes the density from the zeros of a file.
 
 import argparse
 import sys
+from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
@@ -72,7 +73,7 @@ def main() -> None:
             zeros = f"{sparsity:.0%} zeros in the backbone's weights"
         sizes = complexity(model, shape, density)
     except (FileNotFoundError, ValueError) as error:  # CheckpointError is a ValueError
-        sys.exit(f'get_flops.py: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
     print(format_complexity(sizes))
 

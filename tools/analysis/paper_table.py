@@ -4,9 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from pelk_mm.analysis.paper_table import format_tables, replace_tables
-from pelk_mm.configs import config_folder
-
 
 def main() -> None:
     """Count and print, or write into a page."""
@@ -15,6 +12,10 @@ def main() -> None:
         '--write', type=Path, metavar='PAGE', help='put the tables into a page instead'
     )
     args = parser.parse_args()
+    # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.analysis.paper_table import format_tables, replace_tables
+    from pelk_mm.configs import config_folder
+
     try:
         tables = format_tables(config_folder())
         if args.write is None:
@@ -23,7 +24,7 @@ def main() -> None:
         else:
             replace_tables(args.write, '\n'.join(tables))
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'paper_table.py: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
 if __name__ == '__main__':

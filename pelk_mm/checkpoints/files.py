@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f'{path} is damaged or no checkpoint ({reason}); download it again'
+    return f'{path} is damaged or not a checkpoint ({reason}); download it again'
 
 
 def _read(path: Path) -> Any:
@@ -114,8 +114,8 @@ def _read(path: Path) -> Any:
         )
     elif not head[2:].startswith(_LEGACY_MAGIC):
         raise CheckpointError(
-            f'{path} is no checkpoint: neither torch.save nor safetensors writes files '
-            'that begin like it'
+            f'{path} is not a checkpoint: neither torch.save nor safetensors writes '
+            'files that begin like it'
         )
     return load_weights_only(
         path, 'cpu', (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES), mmap=zipped
@@ -179,7 +179,7 @@ def check_destination(path: Path, force: bool) -> None:
         )
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise CheckpointError(
-            f'{path} is no file in an existing folder; choose another destination'
+            f'{path} is not a file in an existing folder; choose another destination'
         )
     if path.exists() and not force:
         raise CheckpointError(

@@ -80,7 +80,9 @@ def select_weights(content: Any, ema: bool = False) -> Source:
     for name, value in tensors.items():
         # A name is printed; one with control characters could steer the terminal.
         if not isinstance(name, str) or not name.isprintable():
-            raise CheckpointError(f'it has a tensor under {name!r}, which is no name')
+            raise CheckpointError(
+                f'it has a tensor under {name!r}, which is not a name'
+            )
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f'its {key or "top level"} holds {name!r} of type '

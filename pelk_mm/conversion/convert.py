@@ -147,8 +147,7 @@ def _convert(
     family = released or detect_family(names, ours=True)
     if family is None:
         raise CheckpointError(
-            f'its names, {shorten(names)}, are those of no '
-            f'{", ".join(BACKBONE_TYPES.values())}'
+            f'its names, {shorten(names)}, are not those of PeLK, SLaK or RepLKNet'
         )
     if arch not in ('auto', family):
         raise CheckpointError(f'its names are those of a {family} model, not of {arch}')

@@ -68,7 +68,7 @@ def stage_settings(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Layout:
-    """Stages and blocks that names tell of, and the shapes of their tensors."""
+    """Shapes by name, and the stages and blocks that the names have."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes

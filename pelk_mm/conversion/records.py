@@ -123,7 +123,7 @@ def split_parts(tensors: dict[str, Tensor]) -> list[Record]:
         name.startswith(('bbox_head.', 'mask_head.')) for name in bare
     ):
         raise CheckpointError(
-            'its heads are those of mmdet 1.x, which numbered the classes otherwise; '
+            'its heads are those of mmdet 1.x, which numbered the classes differently; '
             "upgrade it with mmdet's tools/model_converters/upgrade_model_version.py"
         )
     taken: set[str] = set()

@@ -78,7 +78,7 @@ class ConvNorm(nn.Module):
         """Fold the norms into the convolution.
 
         Returns:
-            The convolution, which now has a bias and equals the whole.
+            The convolution, which now has a bias and computes the same as this module.
 
         Raises:
             TypeError: If a norm is of a kind that depends on its input.

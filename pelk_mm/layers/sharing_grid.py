@@ -61,7 +61,9 @@ def check_sharing_grid(
     check_kernel_size(kernel_size)
     grid = tuple(sharing_grid)
     if any(not isinstance(cell, int) or cell < 1 for cell in grid):
-        raise ValueError(f'sharing_grid {grid} has a cell that is no positive integer')
+        raise ValueError(
+            f'sharing_grid {grid} has a cell that is not a positive integer'
+        )
     if sum(grid) != kernel_size:
         raise ValueError(
             f'sharing_grid {grid} sums to {sum(grid)}, not to the kernel size '

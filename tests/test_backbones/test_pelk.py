@@ -118,7 +118,10 @@ def test_deployment_drops_the_embedding():
             dict(sharing_grids=[(5, 5, 11, 5, 6), (29,), (27,), (13,)]),
             'sums to 32, not to the kernel size 31',
         ),
-        (dict(sharing_grids=[(31,), (29, 0), (27,), (13,)]), 'no positive integer'),
+        (
+            dict(sharing_grids=[(31,), (29, 0), (27,), (13,)]),
+            'is not a positive integer',
+        ),
         (dict(sharing_grids=[(31,), (29,)]), 'one value per stage'),
         (dict(kernel_sizes=(30, 29, 27, 13)), 'kernel size 30 is not a positive odd'),
         (dict(central_radius=-1), 'central_radius -1'),

@@ -217,7 +217,7 @@ class TestRefusal:
 
     def test_no_folder(self):
         self.out = self.folder / 'none' / 'deployed.pth'
-        self.refused('no file in an existing folder')
+        self.refused('not a file in an existing folder')
 
     def test_disk_full(self, monkeypatch):
         def save(*_):

@@ -88,8 +88,11 @@ BAD_FILES = {
         lambda: b'version https://git-lfs.github.com/spec/v1',
         'Git LFS pointer',
     ),
-    'text': (lambda: b'hello', 'is no checkpoint: neither torch.save nor safetensors'),
-    'pickle': (lambda: pickle.dumps({'a': [1]}), 'is no checkpoint: neither'),
+    'text': (
+        lambda: b'hello',
+        'is not a checkpoint: neither torch.save nor safetensors',
+    ),
+    'pickle': (lambda: pickle.dumps({'a': [1]}), 'is not a checkpoint: neither'),
     'flipped bit': (flipped, 'the checksum of its record'),
     'code': (
         lambda: saved({'model': {}, 'x': CallsSystem()}),
@@ -101,7 +104,7 @@ BAD_FILES = {
     ),
     'older format, truncated': (
         lambda: saved(released(), _use_new_zipfile_serialization=False)[:-100],
-        r'is damaged or no checkpoint \(',
+        r'is damaged or not a checkpoint \(',
     ),
     'compressed': (
         lambda: archive(zipfile.ZIP_DEFLATED, 'a/data.pkl'),
@@ -117,7 +120,7 @@ BAD_FILES = {
     ),
     'safetensors': (
         lambda: b'\xff' * 7 + b'\x00{"a":1}',
-        'is damaged or no checkpoint',
+        'is damaged or not a checkpoint',
     ),
     'list': (lambda: saved([1, 2]), 'it holds a list, not weights'),
     'numbers': (
@@ -126,17 +129,17 @@ BAD_FILES = {
     ),
     'numbered': (
         lambda: saved({1: torch.zeros(1)}),
-        'tensor under 1, which is no name',
+        'tensor under 1, which is not a name',
     ),
     'control characters': (
         lambda: saved(changed(**{'a\x1b[2Jb': torch.zeros(1)})),
-        r"it has a tensor under 'a\\x1b\[2Jb', which is no name",
+        r"it has a tensor under 'a\\x1b\[2Jb', which is not a name",
     ),
     'nothing': (lambda: saved({}), 'its state dict is empty'),
     'averaged only': (lambda: saved({'model_ema': released()}), 'give --ema'),
     'other network': (
         lambda: saved({'layer1.0.conv1.weight': torch.zeros(1)}),
-        'its names, layer1.0.conv1.weight, are those of no PeLK, SLaK, RepLKNet',
+        'its names, layer1.0.conv1.weight, are not those of PeLK, SLaK or RepLKNet',
     ),
     'ConvNeXt': (
         lambda: saved({k: v for k, v in released().items() if 'large' not in k}),
@@ -209,7 +212,7 @@ def test_bad_files_get_one_sentence(tmp_path, monkeypatch, capsys, kind):
         (['.', 'new.pth'], '. is a folder; give a checkpoint file'),
         (['src.pth', 'dst.pth'], 'dst.pth exists and is kept; .* give --force'),
         (['src.pth', 'new.onnx'], 'new.onnx has none of the endings .pth, .pt, .safe'),
-        (['src.pth', 'no/new.pth'], 'no file in an existing folder'),
+        (['src.pth', 'no/new.pth'], 'not a file in an existing folder'),
         (['src.pth', 'new.pth', '--warm-start', 'pelk-huge'], "has no arch 'huge'"),
         (['src.pth', 'new.pth', '--warm-start', 'pelk-tiny'], 'its channels are'),
     ],

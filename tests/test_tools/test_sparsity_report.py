@@ -50,6 +50,6 @@ def test_bad_files(tmp_path, content):
         path.write_bytes(content)
     result = run(path)
     assert result.returncode == 1
-    assert result.stderr.startswith('sparsity_report.py: error: ')
+    assert result.stderr.startswith('sparsity_report.py: ')
     assert 'Traceback' not in result.stderr
     assert not (tmp_path / 'sparsity.png').exists()

@@ -35,7 +35,7 @@ def main() -> None:
         with write_output(out) as path:
             draw_histograms(layers, path, args.checkpoint.name)
     except ValueError as error:  # CheckpointError is one
-        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     print(f'Histograms: {out}')
 
 

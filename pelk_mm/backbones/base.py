@@ -263,7 +263,7 @@ class LargeKernelBackbone(BaseModule):
             self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
         )
         for cfg in init_cfgs:
-            if cfg['type'] == 'Pretrained':
+            if cfg and cfg['type'] == 'Pretrained':
                 require_converted(
                     cfg['checkpoint'], type(self).__name__, self.warm_start
                 )
@@ -303,7 +303,8 @@ class LargeKernelBackbone(BaseModule):
                     raise RuntimeError(f'{name}.{norm} {problem}')
         # Outer modules come first: a stage puts its embedding into convolutions
         # whose norms and neighbours are folded after that.
-        for module in list(self.modules()):
+        modules: list[Any] = list(self.modules())
+        for module in modules:
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         for parent in list(self.modules()):

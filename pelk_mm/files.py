@@ -1,4 +1,4 @@
-"""Writing files that are never halves."""
+"""Writing files completely or not at all."""
 
 import os
 from collections.abc import Iterator

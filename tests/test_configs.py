@@ -13,8 +13,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
-from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import read_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-
 EXIT_CODES = """exit codes:
   0  the conversion is complete
   1  refused or incomplete: nothing was written
@@ -27,15 +25,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--arch',
         choices=('auto', 'pelk', 'slak', 'replknet'),
         default='auto',
-        help='family that SRC must be of (%(default)s: told by its names)',
+        help='family that SRC must be of (%(default)s: inferred from its names)',
     )
     parser.add_argument(
         '--ema', action='store_true', help='take the averaged weights, model_ema'
     )
     parser.add_argument(
         '--prefix',
-        help="what the backbone's names start with in DST (backbone. in whole models, "
-        'nothing otherwise); any other than backbone. leaves heads behind',
+        help="prefix of the backbone's names in DST (default: backbone. in whole "
+        'models, none otherwise); heads are dropped with any other than backbone.',
     )
     parser.add_argument(
         '--strict',
@@ -52,8 +50,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--warm-start',
         metavar='pelk[-ARCH]',
-        help="start PeLK from SRC's weights, of SRC's sizes or of an arch such as "
-        'pelk-tiny-101',
+        help="start a PeLK from SRC's weights: pelk keeps SRC's sizes, and "
+        'pelk-tiny-101, for example, asks for those of that arch',
     )
     parser.add_argument('--dry-run', action='store_true', help='report, write nothing')
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
@@ -75,9 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse_args(argv)
     # After the arguments: a wrong one should not wait for torch to load.
-    from pelk_mm.checkpoints.convert import convert_checkpoint
     from pelk_mm.checkpoints.files import CheckpointError
-    from pelk_mm.checkpoints.report import (
+    from pelk_mm.configs import config_folder
+    from pelk_mm.conversion.convert import convert_checkpoint
+    from pelk_mm.conversion.report import (
         describe,
         fitting_configs,
         show_progress,
@@ -86,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
     report, configs, error = None, [], None
     try:
+        config_dir = config_folder()
         report = convert_checkpoint(
             args.src,
             args.dst,
@@ -99,15 +99,13 @@ def main(argv: list[str] | None = None) -> int:
             dry_run=args.dry_run,
             track=show_progress,
         )
-        configs = fitting_configs(report, CONFIGS)
+        configs = fitting_configs(report, config_dir)
         print(describe(report, configs))
         if not report.complete:
             error = f'{args.src} is incomplete: {report.summarise_problems()}; ' + (
-                f'{args.dst} has what there is'
-                if report.written
-                else 'nothing was written'
+                f'{args.dst} has the rest' if report.written else 'nothing was written'
             )
-    except CheckpointError as problem:
+    except (CheckpointError, FileNotFoundError) as problem:
         error = str(problem)
     if args.json is not None:
         try:
@@ -115,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         except CheckpointError as problem:
             error = str(problem)
     if error is not None:
-        print(f'convert_checkpoint.py: {error}', file=sys.stderr)
+        print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
         return 3 if report is not None and report.written else 1
     return 0
 

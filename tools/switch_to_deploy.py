@@ -6,9 +6,7 @@ into the convolutions; the model computes the same with fewer modules.
 
 import argparse
 import sys
-
-from pelk_mm.checkpoints.deploy import deploy_checkpoint
-from pelk_mm.checkpoints.files import CheckpointError
+from pathlib import Path
 
 
 def main() -> None:
@@ -19,10 +17,14 @@ def main() -> None:
     parser.add_argument('out', help='checkpoint to write')
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     args = parser.parse_args()
+    # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.checkpoints.files import CheckpointError
+    from pelk_mm.conversion.deploy import deploy_checkpoint
+
     try:
         report = deploy_checkpoint(args.config, args.checkpoint, args.out, args.force)
     except CheckpointError as error:
-        sys.exit(f'switch_to_deploy.py: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     before, after = report.parameters
     print(f'{report.backbone}: {before:,} parameters became {after:,}')
     for kind, count in report.folded.items():

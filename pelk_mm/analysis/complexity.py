@@ -3,11 +3,11 @@
 One forward pass on the meta device is counted by torch's `FlopCounterMode`, which sees
 our operators through the formulas that `pelk_mm.ops` registers. mmengine's and fvcore's
 counters trace with torch.jit, which cannot trace a convolution on the meta device; the
-largest models would have to be run in earnest.
+largest models would have to be run with real weights.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ def checkpoint_density(state_dict: Mapping[str, Tensor], model: nn.Module) -> De
     state_dict = {key.removeprefix('module.'): v for key, v in state_dict.items()}
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = {f'backbone.{key}': value for key, value in state_dict.items()}
-        expected = {f'backbone.{k}': p for k, p in model.backbone.named_parameters()}
+        backbone = model.get_submodule('backbone')
+        expected = {f'backbone.{k}': p for k, p in backbone.named_parameters()}
     else:
         expected = dict(model.named_parameters())
     for name, parameter in expected.items():
@@ -79,15 +80,15 @@ def checkpoint_density(state_dict: Mapping[str, Tensor], model: nn.Module) -> De
 
 
 class _Probe(nn.Module):
-    """What the papers' counter ran of a segmenter, a detector or a lone backbone.
+    """The parts of a segmenter, a detector or a backbone that the papers' counter ran.
 
-    As in mm's counter the auxiliary head, which serves training alone, does not run,
+    As in mm's counter the auxiliary head, which only serves training, does not run,
     and each head of a cascade sees a fixed number of regions.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> None:
         model = self.model
@@ -109,12 +110,18 @@ def _regions(x: Tensor, count: int, channels: int, size: int) -> Tensor:
     return x.new_empty(count, channels, size, size)
 
 
-def _expanded_flops(x_shape, weight_shape, sharing_grid, *args, **kwargs) -> int:
+def _expanded_flops(
+    x_shape: torch.Size,
+    weight_shape: torch.Size,
+    sharing_grid: Sequence[int],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     """FLOPs of a peripheral convolution as the papers count it: K x K taps."""
     return 2 * x_shape.numel() * sum(sharing_grid) ** 2
 
 
-#: Operators that a way of counting sees otherwise than their own formulas do.
+#: Operators that a way of counting counts differently from their registered formulas.
 AS_PAPERS = {torch.ops.pelk_mm.peripheral_conv2d: _expanded_flops}
 AS_COMPUTED: dict[Any, Callable[..., int]] = {}
 
@@ -130,8 +137,8 @@ def count_multiply_adds(
         model: A segmenter, a detector, or a module with a ``backbone`` and perhaps a
             ``head``, on the meta device.
         shape: Height and width of the image.
-        formulas: FLOPs of operators (two a multiply-add) that are to be counted
-            otherwise than their registered formulas say.
+        formulas: FLOPs of operators (two per multiply-add) that are counted
+            differently from their registered formulas.
 
     Returns:
         Counts by the module's name; modules that did not run are missing.
@@ -155,7 +162,7 @@ class Complexity:
 
     Attributes:
         parameters: All parameters.
-        nonzeros: Those that are not zero by the density asked for.
+        nonzeros: Those that are not zero at the given density.
         paper: Multiply-adds with dense K x K kernels, times the density.
         computed: Multiply-adds that our operators do, zeros included.
     """
@@ -188,7 +195,7 @@ def complexity(
     Args:
         model: See `count_multiply_adds`.
         shape: Height and width of the image.
-        density: Tells from a parameter's name and itself which share is not zero.
+        density: Share of non-zeros of a parameter, given its name and itself.
 
     Returns:
         Sizes by component, in the model's order.

@@ -1,4 +1,4 @@
-"""The papers' parameters and FLOPs beside ours.
+"""The papers' parameters and FLOPs next to ours.
 
 PeLK: arXiv 2403.07589; SLaK: arXiv 2207.03620; RepLKNet: arXiv 2203.06717. The
 papers' FLOPs are multiply-adds.
@@ -51,16 +51,31 @@ class Row:
     results: str
 
 
-def _classifier(name, arch, side, parameters, multiply_adds, top1) -> Row:
+def _classifier(
+    name: str,
+    arch: str,
+    side: int,
+    parameters: float,
+    multiply_adds: float,
+    top1: str,
+) -> Row:
     backbone = name.split('-')[0]
     return Row(name, (backbone, arch), (side, side), parameters, multiply_adds, top1)
 
 
-def _upernet(name, parameters, multiply_adds, miou, shape=(512, 2048)) -> Row:
+def _upernet(
+    name: str,
+    parameters: float,
+    multiply_adds: float,
+    miou: str,
+    shape: tuple[int, int] = (512, 2048),
+) -> Row:
     return Row(name, _config('upernet', name), shape, parameters, multiply_adds, miou)
 
 
-def _cascade(name, parameters, multiply_adds, box_and_mask) -> Row:
+def _cascade(
+    name: str, parameters: float, multiply_adds: float, box_and_mask: str
+) -> Row:
     source = _config('cascade_mask_rcnn', name)
     return Row(name, source, (800, 1280), parameters, multiply_adds, box_and_mask)
 
@@ -130,12 +145,12 @@ TABLES = {
     'COCO: Cascade Mask R-CNN 3x and FCOS 2x (box / mask AP)': DETECTION,
 }
 
-#: What the tables stand between in a page.
+#: Lines before and after the tables in a page.
 BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
 
 
 class _Head(nn.Module):
-    """A classifier's norm and linear layer behind the last map."""
+    """A classifier's norm and linear layer after the last map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -162,11 +177,12 @@ def build_row(row: Row, configs: Path) -> tuple[nn.Module, str]:
     kind, arch = row.source
     with torch.device('meta'):
         model = nn.Module()
-        # A classifier has no norms behind the stages; its head brings one.
-        model.backbone = MODELS.build(dict(type=kind, arch=arch))
+        backbone = MODELS.build(dict(type=kind, arch=arch))
+        # A classifier has no norms after the stages; its head has one.
         for stage in range(4):
-            setattr(model.backbone, f'norm{stage}', None)
-        model.head = _Head(model.backbone.channels[-1])
+            setattr(backbone, f'norm{stage}', None)
+        model.backbone = backbone
+        model.head = _Head(backbone.channels[-1])
     return model, kind
 
 

@@ -1,7 +1,8 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar
 
@@ -9,23 +10,23 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.layers import ConvNeXtBlock, ConvNorm, LayerNorm2d
+from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
+from pelk_mm.layers import ConvNorm, batch_norms
 
-#: The norm of the released models; nothing writes to it.
+#: The norm of the released models; read only.
 BATCH_NORM = dict(type='BN')
 
 
 @contextmanager
-def _running_stats_kept(module: nn.Module) -> Iterator[None]:
-    """Let a recomputed forward leave BatchNorm's running statistics alone.
+def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
+    """Run a forward pass that does not update BatchNorm's running statistics.
 
     Activation checkpointing runs a block twice per step; without this the
     statistics would be updated twice as well.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = list(batch_norms(module))
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -39,8 +40,22 @@ def _running_stats_kept(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = num_batches_tracked
 
 
+def _checkpoint_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a block's forward pass and of its recomputation."""
+    return nullcontext(), _preserve_running_stats(block)
+
+
+def _refuse_released_names(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Hook before loading: mmengine would only warn of names that do not fit."""
+    refuse_released_names(name.removeprefix(prefix) for name in state_dict)
+
+
 class Stage(nn.Module):
-    """A run of blocks at one resolution.
+    """A sequence of blocks at one resolution.
 
     Args:
         blocks: The blocks, each called with the feature map and `block_args`.
@@ -54,7 +69,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def block_args(self) -> tuple[Tensor, ...]:
-        """Tensors that all blocks of the stage share, computed once a forward."""
+        """Tensors that all blocks of the stage share, computed once per forward."""
         return ()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,10 +82,7 @@ class Stage(nn.Module):
                     x,
                     *args,
                     use_reentrant=False,
-                    context_fn=lambda block=block: (
-                        nullcontext(),
-                        _running_stats_kept(block),
-                    ),
+                    context_fn=partial(_checkpoint_contexts, block),
                 )
             else:
                 x = block(x, *args)
@@ -80,14 +92,14 @@ class Stage(nn.Module):
 class LargeKernelBackbone(BaseModule):
     """A pyramid of stages with one feature map per stage.
 
-    A subclass fills ``downsample_layers`` (the stem first) and ``stages``, may
-    put a module behind the output of stage i under the name ``norm{i}``, and ends
-    its constructor with ``self._freeze_stages()``.
+    A subclass fills ``downsample_layers`` (the stem first) and ``stages``, may add
+    ``norm{i}``, a module that is applied to the output of stage i, and ends its
+    constructor with ``self._freeze_stages()``.
 
     Args:
         channels: Width of each stage.
         depths: Layers in each stage, a layer being what the paper counts as one.
-        out_indices: Stages whose feature maps are returned. Stages behind the last of
+        out_indices: Stages whose feature maps are returned. Stages after the last of
             them are built but not run; DistributedDataParallel then needs
             ``find_unused_parameters=True``.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n
@@ -103,10 +115,14 @@ class LargeKernelBackbone(BaseModule):
 
     #: Settings of each named architecture.
     arch_settings: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Keys of an ``arch`` dict and whether each is required.
-    arch_keys: ClassVar[dict[str, bool]] = {}
+    #: Keys that an ``arch`` dict must have, and those that it may have.
+    required_keys: ClassVar[tuple[str, ...]] = ('channels', 'depths', 'kernel_sizes')
+    optional_keys: ClassVar[tuple[str, ...]] = ()
     #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
     blocks_per_layer: ClassVar[int] = 1
+    #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
+    #: of another family that this backbone starts from; '' if it starts from none.
+    warm_start: str = ''
 
     def __init__(
         self,
@@ -145,6 +161,7 @@ class LargeKernelBackbone(BaseModule):
         self.deploy = deploy
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
+        self.register_load_state_dict_pre_hook(_refuse_released_names)
 
     @classmethod
     def resolve_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
@@ -169,9 +186,8 @@ class LargeKernelBackbone(BaseModule):
                 f'arch {arch!r} of {cls.__name__} is neither a name nor a dict; choose '
                 f'one of {", ".join(cls.arch_settings)}'
             )
-        required = {key for key, needed in cls.arch_keys.items() if needed}
-        unknown = set(arch) - set(cls.arch_keys)
-        missing = required - set(arch)
+        unknown = set(arch) - {*cls.required_keys, *cls.optional_keys}
+        missing = set(cls.required_keys) - set(arch)
         if unknown or missing:
             raise ValueError(
                 f'arch dict of {cls.__name__} '
@@ -179,15 +195,15 @@ class LargeKernelBackbone(BaseModule):
                     [f'lacks {sorted(missing)}'] * bool(missing)
                     + [f'has unknown keys {sorted(unknown)}'] * bool(unknown)
                 )
-                + f'; it takes {", ".join(cls.arch_keys)}'
+                + f'; it takes {", ".join(cls.required_keys + cls.optional_keys)}'
             )
-        for key in ('channels', 'depths', 'kernel_sizes'):
+        for key in LargeKernelBackbone.required_keys:
             if not isinstance(arch[key], (list, tuple)) or not all(
                 isinstance(value, int) and value > 0 for value in arch[key]
             ):
                 raise ValueError(
                     f'{key} {arch[key]!r} in the arch dict of {cls.__name__} must be '
-                    'a list of positive integers, one a stage'
+                    'a list of positive integers, one per stage'
                 )
         lengths = {
             key: len(value)
@@ -196,7 +212,7 @@ class LargeKernelBackbone(BaseModule):
         }
         if len(set(lengths.values())) > 1:
             raise ValueError(
-                f'arch dict of {cls.__name__} needs one value a stage in each list, '
+                f'arch dict of {cls.__name__} needs one value per stage in each list, '
                 f'got {lengths}'
             )
         return dict(arch)
@@ -243,35 +259,24 @@ class LargeKernelBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise; a pretrained checkpoint in released names is an error."""
-        # Conversion builds backbones, so that it cannot be imported above.
-        from pelk_mm.checkpoints.guard import check_converted
-
         init_cfgs = (
             self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
         )
         for cfg in init_cfgs:
-            if cfg['type'] == 'Pretrained':
-                check_converted(cfg['checkpoint'], self)
+            if cfg and cfg['type'] == 'Pretrained':
+                require_converted(
+                    cfg['checkpoint'], type(self).__name__, self.warm_start
+                )
         super().init_weights()
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
-    ) -> None:
-        """Refuse released names, which mmengine would only warn of."""
-        from pelk_mm.checkpoints.guard import check_names
-
-        check_names(name.removeprefix(prefix) for name in state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
-        """Set the training mode, minding ``frozen_stages`` and ``norm_eval``."""
+        """Set the training mode where ``frozen_stages`` and ``norm_eval`` allow it."""
         super().train(mode)
         if mode:
             self._freeze_stages()
             if self.norm_eval:
-                for module in self.modules():
-                    if isinstance(module, _BatchNorm):
-                        module.eval()
+                for norm in batch_norms(self):
+                    norm.eval()
         return self
 
     def switch_to_deploy(self) -> None:
@@ -282,9 +287,9 @@ class LargeKernelBackbone(BaseModule):
         no convolution precedes them directly.
 
         Raises:
-            RuntimeError: If a norm behind or before a convolution depends on its
-                input, as another kind than BatchNorm and a BatchNorm in training
-                mode do; nothing is changed then.
+            RuntimeError: If a norm before or after a convolution depends on its
+                input, as a BatchNorm in training mode and any other kind of norm do;
+                nothing is changed then.
         """
         if self.deploy:
             print_log(
@@ -298,7 +303,8 @@ class LargeKernelBackbone(BaseModule):
                     raise RuntimeError(f'{name}.{norm} {problem}')
         # Outer modules come first: a stage puts its embedding into convolutions
         # whose norms and neighbours are folded after that.
-        for module in list(self.modules()):
+        modules: list[Any] = list(self.modules())
+        for module in modules:
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         for parent in list(self.modules()):
@@ -373,81 +379,3 @@ class LargeKernelBackbone(BaseModule):
             return None, 0, 0
         block = int(parts[3]) if parts[2] == 'blocks' else 0
         return parts[0], int(parts[1]), block
-
-
-class ConvNeXtStyleBackbone(LargeKernelBackbone):
-    """ConvNeXt's pyramid around a token mixer, as PeLK and SLaK use it.
-
-    Stem: 4 x 4 stride 4 and LayerNorm. Downsampling: LayerNorm and 2 x 2 stride 2.
-    A stage of `ConvNeXtBlock` and a LayerNorm behind each output.
-
-    Args:
-        base_channels: Width of each stage before ``width_factor``.
-        depths: Blocks in each stage.
-        make_mixer: Makes a token mixer from the number of its stage and its width.
-        make_stage: Makes a stage from its number and its blocks.
-        width_factor: Multiplies the widths, the product is rounded down.
-        in_channels: Channels of the images.
-        drop_path_rate: Probability of dropping the last block's branch; it rises
-            linearly from 0 at the first.
-        layer_scale_init_value: Initial layer scale; 0 for none. The deployment form
-            has it in the pointwise layer.
-        init_cfg: mmengine's initialisation config; by default truncated-normal
-            weights (std 0.02).
-        kwargs: Arguments of `LargeKernelBackbone`.
-    """
-
-    def __init__(
-        self,
-        base_channels: Sequence[int],
-        depths: Sequence[int],
-        make_mixer: Callable[[int, int], nn.Module],
-        make_stage: Callable[[int, list[nn.Module]], Stage],
-        width_factor: float = 1.0,
-        in_channels: int = 3,
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
-        init_cfg: dict | list[dict] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        channels = [int(width * width_factor) for width in base_channels]
-        super().__init__(
-            channels,
-            depths,
-            init_cfg=init_cfg
-            or dict(
-                type='TruncNormal',
-                layer=['Conv2d', 'Linear', 'DepthwiseConv2d', 'PeripheralConv2d'],
-                std=0.02,
-            ),
-            **kwargs,
-        )
-        rates = self._drop_path_rates(drop_path_rate)
-        for i, width in enumerate(channels):
-            if i == 0:
-                downsample = nn.Sequential(
-                    nn.Conv2d(in_channels, width, 4, stride=4), LayerNorm2d(width)
-                )
-            else:
-                downsample = nn.Sequential(
-                    LayerNorm2d(channels[i - 1]),
-                    nn.Conv2d(channels[i - 1], width, 2, stride=2),
-                )
-            self.downsample_layers.append(downsample)
-            blocks = [
-                ConvNeXtBlock(
-                    width,
-                    make_mixer(i, width),
-                    next(rates),
-                    0 if self.deploy else layer_scale_init_value,
-                )
-                for _ in range(depths[i])
-            ]
-            self.stages.append(make_stage(i, blocks))
-            if i in self.out_indices:
-                self.add_module(f'norm{i}', LayerNorm2d(width))
-        self._freeze_stages()
-
-    def min_map_size(self, stage: int) -> int:
-        """Least height and width that the downsampling before a stage needs."""
-        return 4 if stage == 0 else 2

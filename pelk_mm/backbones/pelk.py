@@ -18,7 +18,8 @@ from pelk_mm.layers import (
 )
 from pelk_mm.ops import box_sum
 
-from .base import ConvNeXtStyleBackbone, Stage
+from .base import Stage
+from .convnext_style import ConvNeXtStyleBackbone
 
 
 class PeLKStage(Stage):
@@ -37,12 +38,16 @@ class PeLKStage(Stage):
         super().__init__(blocks, with_cp)
         self.position_embedding: nn.Parameter | None = None
         if not deploy:
-            conv = self.blocks[0].mixer.large.conv
-            self.sharing_grid = conv.sharing_grid
+            conv = self._convs()[0]
+            self.sharing_grid: tuple[int, ...] = conv.sharing_grid
             self.position_embedding = nn.Parameter(
                 torch.empty(conv.channels, conv.kernel_size, conv.kernel_size)
             )
             nn.init.trunc_normal_(self.position_embedding, std=0.02)
+
+    def _convs(self) -> list[Any]:
+        """Peripheral convolution of each block in the training form."""
+        return [block.get_submodule('mixer.large.conv') for block in self.blocks]
 
     def block_args(self) -> tuple[Tensor, ...]:
         """The embedding summed over the grid's rectangles, (C_conv, k', k')."""
@@ -53,9 +58,10 @@ class PeLKStage(Stage):
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Fold the embedding into the biases of the blocks' convolutions."""
+        if self.position_embedding is None:
+            return
         embedding = box_sum(self.position_embedding.double(), self.sharing_grid)
-        for block in self.blocks:
-            conv = block.mixer.large.conv
+        for conv in self._convs():
             bias = conv.embedding_bias(embedding).to(conv.weight.dtype)
             conv.bias = nn.Parameter(bias if conv.bias is None else conv.bias + bias)
         self.position_embedding = None
@@ -70,26 +76,19 @@ class PeLK(ConvNeXtStyleBackbone):
             ``base-101``, or a dict with ``channels``, ``depths``, ``kernel_sizes``
             and ``central_radius`` (one for all stages or one each) and optionally
             ``width_factor`` (default 1), ``conv_ratio`` (share of the channels that
-            is convolved, default 3/8), ``sharing_grids`` (one a stage, instead of
+            is convolved, default 3/8), ``sharing_grids`` (one per stage, instead of
             those that ``central_radius`` gives) and ``small_kernel`` (size of a
             parallel dense kernel, default None).
-        in_channels: Channels of the images.
-        out_indices: Stages whose feature maps are returned.
-        drop_path_rate: Probability of dropping the last block's branch; it rises
-            linearly from 0 at the first.
-        layer_scale_init_value: Initial layer scale; 0 for none.
-        norm_cfg: Norm behind each convolution of the token mixer, or None for none.
+        norm_cfg: Norm after each convolution of the token mixer, or None for none.
             The paper names none; a BatchNorm cancels the positional embedding.
-        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
-        norm_eval: Whether BatchNorms keep their running statistics in training.
-        with_cp: Whether to recompute the blocks' activations in the backward pass.
-        deploy: Whether to build the deployment form that `switch_to_deploy` makes.
-        init_cfg: mmengine's initialisation config.
+        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
+            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
+            `LargeKernelBackbone`.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
-            ``drop_path_rate`` is not as above, a kernel size is even, or a grid does
-            not sum to its kernel size.
+        ValueError: If an argument is out of its range, a kernel size is even, or a
+            grid does not sum to its kernel size.
 
     Example:
         >>> model = PeLK('tiny')
@@ -115,30 +114,14 @@ class PeLK(ConvNeXtStyleBackbone):
             ('-101', (101, 69, 67, 13), 3),
         )
     }
-    arch_keys = dict(
-        channels=True,
-        depths=True,
-        kernel_sizes=True,
-        central_radius=True,
-        width_factor=False,
-        conv_ratio=False,
-        sharing_grids=False,
-        small_kernel=False,
-    )
+    required_keys = ('channels', 'depths', 'kernel_sizes', 'central_radius')
+    optional_keys = ('width_factor', 'conv_ratio', 'sharing_grids', 'small_kernel')
 
     def __init__(
         self,
         arch: str | dict[str, Any] = 'tiny',
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
         norm_cfg: dict | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        deploy: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
     ) -> None:
         settings = self.resolve_arch(arch)
         grids = self._sharing_grids(settings)
@@ -151,25 +134,17 @@ class PeLK(ConvNeXtStyleBackbone):
                 grids[stage],
                 settings.get('small_kernel'),
                 norm_cfg,
-                deploy,
+                self.deploy,
             )
 
         super().__init__(
-            settings['channels'],
-            settings['depths'],
+            settings,
             make_mixer,
-            lambda _, blocks: PeLKStage(blocks, with_cp, deploy),
-            settings.get('width_factor', 1.0),
-            in_channels,
-            drop_path_rate,
-            layer_scale_init_value,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            deploy=deploy,
-            init_cfg=init_cfg,
+            lambda blocks: PeLKStage(blocks, self.with_cp, self.deploy),
+            **kwargs,
         )
+        # An arch of the user's own takes its sizes from the checkpoint.
+        self.warm_start = f'pelk-{arch}' if isinstance(arch, str) else 'pelk'
 
     @staticmethod
     def _sharing_grids(settings: dict[str, Any]) -> list[tuple[int, ...]]:

@@ -5,7 +5,6 @@ CNNs", CVPR 2022, https://arxiv.org/abs/2203.06717. Code and weights of the auth
 https://github.com/DingXiaoH/RepLKNet-pytorch.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from .base import BATCH_NORM, LargeKernelBackbone, Stage
 
 
 class ReLUSequential(nn.Sequential):
-    """Layers in a row with a ReLU behind each."""
+    """Layers in sequence with a ReLU after each."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers over ``x`` of shape (N, C, H, W)."""
@@ -43,32 +42,24 @@ class RepLKNet(LargeKernelBackbone):
             layer is a large-kernel block and a conv FFN) and ``kernel_sizes`` and
             optionally ``small_kernel`` (default 5; None for none), ``dw_ratio``
             (channels of the large kernel over those of the stage, default 1) and
-            ``ffn_ratio`` (the same of the FFN's hidden layer, default 4).
+            ``ffn_ratio`` (channels of the FFN's hidden layer over those of the stage,
+            default 4).
         in_channels: Channels of the images.
-        out_indices: Stages whose feature maps are returned.
         drop_path_rate: Probability of dropping the branches of the last layer; it
             rises linearly from 0 at the first.
-        norm_cfg: Norm behind each convolution and at the head of each block.
+        norm_cfg: Norm after each convolution and at the start of each block.
         norm_intermediate_features: Whether a norm follows each output, as in the
-            dense-prediction models of XL and in no other.
+            dense-prediction models of XL only.
         small_kernel_merged: Whether the large and small kernels alone are built in
             their deployment form, as in released models that were merged.
-        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
-        norm_eval: Whether BatchNorms keep their running statistics in training.
-        with_cp: Whether to recompute the blocks' activations in the backward pass.
-        deploy: Whether to build the deployment form that `switch_to_deploy` makes.
         init_cfg: mmengine's initialisation config; by default torch's own
             initialisation of convolutions, as in the released code.
+        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp`` and
+            ``deploy`` of `LargeKernelBackbone`.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
-            ``drop_path_rate`` is not as above, a kernel size is even, or the small
-            kernel is the larger.
-
-    Example:
-        >>> model = RepLKNet('31B')
-        >>> [tuple(m.shape) for m in model(torch.rand(1, 3, 64, 64))]
-        [(1, 128, 16, 16), (1, 256, 8, 8), (1, 512, 4, 4), (1, 1024, 2, 2)]
+        ValueError: If an argument is out of its range, a kernel size is even, or the
+            small kernel is larger than the large one.
     """
 
     arch_settings = {
@@ -90,41 +81,25 @@ class RepLKNet(LargeKernelBackbone):
             dw_ratio=1.5,
         ),
     }
-    arch_keys = dict(
-        channels=True,
-        depths=True,
-        kernel_sizes=True,
-        small_kernel=False,
-        dw_ratio=False,
-        ffn_ratio=False,
-    )
+    optional_keys = ('small_kernel', 'dw_ratio', 'ffn_ratio')
     blocks_per_layer = 2
 
     def __init__(
         self,
         arch: str | dict[str, Any] = '31B',
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         norm_cfg: dict = BATCH_NORM,
         norm_intermediate_features: bool = False,
         small_kernel_merged: bool = False,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
     ) -> None:
         settings = self.resolve_arch(arch)
         super().__init__(
             settings['channels'],
             settings['depths'],
-            out_indices,
-            frozen_stages,
-            norm_eval,
-            with_cp,
-            deploy,
-            init_cfg
+            init_cfg=init_cfg
             or dict(
                 type='Kaiming',
                 layer=['Conv2d', 'DepthwiseConv2d'],
@@ -133,14 +108,20 @@ class RepLKNet(LargeKernelBackbone):
                 nonlinearity='leaky_relu',
                 distribution='uniform',
             ),
+            **kwargs,
         )
+        deploy = self.deploy
 
-        def conv_norm(*args: Any, **kwargs: Any) -> nn.Module:
-            conv = nn.Conv2d(*args, bias=deploy, **kwargs)
+        def conv_norm(
+            in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1
+        ) -> nn.Module:
+            conv = nn.Conv2d(
+                in_width, width, kernel, stride, kernel // 2, groups=groups, bias=deploy
+            )
             return conv if deploy else ConvNorm(conv, norm_cfg)
 
         def depthwise(width: int, stride: int) -> nn.Module:
-            return conv_norm(width, width, 3, stride=stride, padding=1, groups=width)
+            return conv_norm(width, width, 3, stride, groups=width)
 
         rates = self._drop_path_rates(drop_path_rate)
         for i, (width, depth) in enumerate(
@@ -148,7 +129,7 @@ class RepLKNet(LargeKernelBackbone):
         ):
             self.downsample_layers.append(
                 ReLUSequential(
-                    conv_norm(in_channels, width, 3, stride=2, padding=1),
+                    conv_norm(in_channels, width, 3, stride=2),
                     depthwise(width, stride=1),
                     conv_norm(width, width, 1),
                     depthwise(width, stride=2),
@@ -173,7 +154,7 @@ class RepLKNet(LargeKernelBackbone):
                     RepLKBlock(width, mixer, dw_width, norm_cfg, rate, deploy),
                     ConvFFN(width, ffn_width, norm_cfg, rate, deploy),
                 ]
-            self.stages.append(Stage(blocks, with_cp))
+            self.stages.append(Stage(blocks, self.with_cp))
             if norm_intermediate_features and i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm_layer(norm_cfg, width)[1])
         self._freeze_stages()

@@ -5,53 +5,41 @@ Sparsity", ICLR 2023, https://arxiv.org/abs/2207.03620. Code and weights of the
 authors: https://github.com/VITA-Group/SLaK.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.registry import MODELS
 
 from pelk_mm.layers import ReparamDepthwise, large_and_small, stripes_and_small
 
-from .base import BATCH_NORM, ConvNeXtStyleBackbone, Stage
+from .base import BATCH_NORM
+from .convnext_style import ConvNeXtStyleBackbone
 
 
 @MODELS.register_module()
 class SLaK(ConvNeXtStyleBackbone):
     """SLaK backbone with feature maps at strides 4, 8, 16 and 32.
 
-    The dynamic sparsity of the paper is no part of the model: a sparse checkpoint
+    The dynamic sparsity of the paper is not part of the model: a sparse checkpoint
     carries zeros, and a hook of `pelk_mm.sparsity` keeps them in training.
 
     Args:
         arch: ``tiny``, ``small``, ``base``, ``large`` (of the released code, not of
             the paper), or a dict with ``channels``, ``depths`` and ``kernel_sizes``
-            and optionally ``small_kernel`` (edge of the stripes and size of the
+            and optionally ``small_kernel`` (short side of the stripes and size of the
             parallel kernel, default 5; None only for the dense form),
             ``width_factor`` (default 1) and ``decomposed`` (stripes if true, one
             dense K x K kernel if not; default true).
-        in_channels: Channels of the images.
-        out_indices: Stages whose feature maps are returned.
-        drop_path_rate: Probability of dropping the last block's branch; it rises
-            linearly from 0 at the first.
-        layer_scale_init_value: Initial layer scale; 0 for none.
-        norm_cfg: Norm behind each convolution of the token mixer, or None for none.
+        norm_cfg: Norm after each convolution of the token mixer, or None for none.
         small_kernel_merged: Whether the token mixers alone are built in their
             deployment form, as in released models that were merged.
-        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and n stages.
-        norm_eval: Whether BatchNorms keep their running statistics in training.
-        with_cp: Whether to recompute the blocks' activations in the backward pass.
-        deploy: Whether to build the deployment form that `switch_to_deploy` makes.
-        init_cfg: mmengine's initialisation config.
+        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
+            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
+            `LargeKernelBackbone`.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices``, ``frozen_stages`` or
-            ``drop_path_rate`` is not as above, a kernel size is even, or the small
-            kernel is the larger.
-
-    Example:
-        >>> model = SLaK('tiny')
-        >>> [tuple(m.shape) for m in model(torch.rand(1, 3, 64, 64))]
-        [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]
+        ValueError: If an argument is out of its range, a kernel size is even, or the
+            small kernel is larger than the large one.
     """
 
     arch_settings = {
@@ -68,57 +56,27 @@ class SLaK(ConvNeXtStyleBackbone):
             ('large', (192, 384, 768, 1536), (3, 3, 27, 3)),
         )
     }
-    arch_keys = dict(
-        channels=True,
-        depths=True,
-        kernel_sizes=True,
-        small_kernel=False,
-        width_factor=False,
-        decomposed=False,
-    )
+    optional_keys = ('small_kernel', 'width_factor', 'decomposed')
 
     def __init__(
         self,
         arch: str | dict[str, Any] = 'tiny',
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
         norm_cfg: dict | None = BATCH_NORM,
         small_kernel_merged: bool = False,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        deploy: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
     ) -> None:
         settings = self.resolve_arch(arch)
         small_kernel = settings.get('small_kernel', 5)
         decomposed = settings.get('decomposed', True)
         if decomposed and small_kernel is None:
             raise ValueError(
-                'small_kernel None leaves the stripes of SLaK without an edge; give '
-                'an odd size or decomposed=False'
+                'small_kernel None leaves the stripes of SLaK without a short side; '
+                'give an odd size or decomposed=False'
             )
         branches = stripes_and_small if decomposed else large_and_small
 
         def make_mixer(stage: int, width: int) -> ReparamDepthwise:
             convs = branches(width, settings['kernel_sizes'][stage], small_kernel)
-            return ReparamDepthwise(convs, norm_cfg, deploy or small_kernel_merged)
+            return ReparamDepthwise(convs, norm_cfg, self.deploy or small_kernel_merged)
 
-        super().__init__(
-            settings['channels'],
-            settings['depths'],
-            make_mixer,
-            lambda _, blocks: Stage(blocks, with_cp),
-            settings.get('width_factor', 1.0),
-            in_channels,
-            drop_path_rate,
-            layer_scale_init_value,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            deploy=deploy,
-            init_cfg=init_cfg,
-        )
+        super().__init__(settings, make_mixer, **kwargs)

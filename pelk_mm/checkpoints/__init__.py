@@ -1,7 +1,11 @@
-"""Released checkpoints: how their parameter names become ours and back."""
+"""Checkpoints as names and files: what they hold, and how names become ours and back.
 
+Importing the package replaces mmengine's checkpoint loaders, see `loading`.
+"""
+
+from .loading import load_weights_only
 from .rules import (
-    Conversion,
+    Renamed,
     detect_family,
     families,
     from_released,
@@ -11,10 +15,11 @@ from .rules import (
 )
 
 __all__ = [
-    'Conversion',
+    'Renamed',
     'detect_family',
     'families',
     'from_released',
+    'load_weights_only',
     'rename',
     'rules_for',
     'to_released',

@@ -1,11 +1,11 @@
-"""Reading and writing checkpoint files, which anyone may have written."""
+"""Reading and writing checkpoint files; what is read may come from anyone."""
 
 import argparse
 import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,30 +13,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pelk_mm.engine.checkpoint import (
-    MMENGINE_TYPES,
-    load_safetensors,
-    load_weights_only,
-)
 from pelk_mm.files import write_atomically
+
+from .loading import MMENGINE_TYPES, load_safetensors, load_weights_only
 
 Item = TypeVar('Item')
 
 #: Passes items on while it shows a description and how many of a total have passed.
 Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
 
-#: What the released training scripts put into their files beside tensors; such an
-#: object only holds values, and it is dropped.
+#: What the released training scripts put into their files in addition to tensors; such
+#: an object only holds values, and it is dropped.
 TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
 
 #: Endings of the files that can be written.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 
-#: Where files keep their weights, in order of preference; those without any of these
-#: are weights only.
-WRAPPERS = ('state_dict', 'model', 'model_ema')
-
-#: How files of ``torch.save`` before PyTorch 1.6 begin, behind two bytes.
+#: How files of ``torch.save`` before PyTorch 1.6 begin, after two bytes.
 _LEGACY_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 
 _CHUNK = 1 << 24
@@ -81,38 +74,14 @@ def read_checkpoint(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         if 'could run code' in str(error):
             raise CheckpointError(str(error)) from error
-        raise CheckpointError(_damaged(path, 'its pickle makes no sense')) from error
-    except Exception as error:  # whatever a parser makes of bytes that mean nothing
+        raise CheckpointError(_damaged(path, 'its pickle is malformed')) from error
+    except Exception as error:  # whatever a parser raises at meaningless bytes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(_damaged(path, ascii(reason[:200])[1:-1])) from error
 
 
-def find_weights(
-    content: Any, wrappers: Sequence[str] = WRAPPERS
-) -> tuple[str | None, Mapping[Any, Any]]:
-    """Where the weights are in a loaded checkpoint.
-
-    Args:
-        content: What the file held.
-        wrappers: Where they may be, in order of preference.
-
-    Returns:
-        Which of these has them, None if they are the content itself, and the weights,
-        unchecked.
-
-    Raises:
-        CheckpointError: If the content can hold no weights.
-    """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'it holds a {type(content).__name__}, not weights')
-    for key in wrappers:
-        if isinstance(content.get(key), Mapping):
-            return key, content[key]
-    return None, content
-
-
 def _damaged(path: Path, reason: str) -> str:
-    return f'{path} is damaged or no checkpoint ({reason}); download it again'
+    return f'{path} is damaged or not a checkpoint ({reason}); download it again'
 
 
 def _read(path: Path) -> Any:
@@ -145,8 +114,8 @@ def _read(path: Path) -> Any:
         )
     elif not head[2:].startswith(_LEGACY_MAGIC):
         raise CheckpointError(
-            f'{path} is no checkpoint: neither torch.save nor safetensors writes files '
-            'that begin like it'
+            f'{path} is not a checkpoint: neither torch.save nor safetensors writes '
+            'files that begin like it'
         )
     return load_weights_only(
         path, 'cpu', (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES), mmap=zipped
@@ -154,7 +123,7 @@ def _read(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Check what ``torch.load`` trusts: sums, and that nothing is to be inflated."""
+    """Check what ``torch.load`` trusts: checksums, and that nothing is compressed."""
     with zipfile.ZipFile(path) as archive:
         records = {name.rpartition('/')[2] for name in archive.namelist()}
         if 'constants.pkl' in records:
@@ -182,7 +151,7 @@ def _check_archive(path: Path) -> None:
 
 
 def own_memory(tensor: Tensor) -> Tensor:
-    """The tensor alone in its storage, without copying where it lies in one piece.
+    """The tensor alone in its storage, without a copy where it is contiguous.
 
     Saving a tensor saves its whole storage, which may be that of a whole file.
     """
@@ -210,7 +179,7 @@ def check_destination(path: Path, force: bool) -> None:
         )
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise CheckpointError(
-            f'{path} is no file in an existing folder; choose another destination'
+            f'{path} is not a file in an existing folder; choose another destination'
         )
     if path.exists() and not force:
         raise CheckpointError(
@@ -240,9 +209,10 @@ def write_checkpoint(
     Args:
         path: Path of the file; its ending chooses the format.
         state_dict: The tensors.
-        meta: What is known of them, plain containers, numbers and strings; None for
-            a file that shall hold nothing else.
-        key: Under what the tensors stand in a ``torch.save`` file; None for bare ones.
+        meta: Notes on them, of plain containers, numbers and strings; None for a file
+            that holds nothing but tensors.
+        key: Entry of a ``torch.save`` file that holds the tensors; None for a bare
+            state dict.
         track: Shows progress.
 
     Raises:
@@ -254,14 +224,16 @@ def write_checkpoint(
         if safetensors:
             _save_safetensors(state_dict, meta, temporary)
         else:
-            content = state_dict if key is None else {key: state_dict}
+            content: dict[str, Any] = dict(
+                state_dict if key is None else {key: state_dict}
+            )
             if meta is not None:
                 content = {'meta': dict(meta), **content}
             try:
                 # Given a path, torch would write its temporary name into the file.
                 with temporary.open('wb') as file:
                     torch.save(content, file)
-            except RuntimeError as error:  # torch's own words for a full disk
+            except RuntimeError as error:  # how torch reports a full disk
                 raise OSError(str(error).splitlines()[0]) from error
         written = read_checkpoint(temporary)
         if safetensors:
@@ -291,7 +263,7 @@ def _save_safetensors(
         metadata['meta'] = json.dumps(meta)
     try:
         save_file(state_dict, path, metadata)
-    except SafetensorError as error:  # its own words for a full disk
+    except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error).splitlines()[0]) from error
 
 

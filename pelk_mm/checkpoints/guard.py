@@ -1,4 +1,9 @@
-"""Stop a backbone from starting at random where a released file was to be loaded."""
+"""Stop a backbone from starting at random where a released file was to be loaded.
+
+mmengine loads pretrained weights by the names that fit and only warns of the others:
+a released file that was not converted would leave every weight at random. The guard
+knows files and names; what it has to know of a backbone is handed to it.
+"""
 
 import pickle
 import re
@@ -11,16 +16,16 @@ from urllib.parse import urlparse
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from pelk_mm.backbones import LargeKernelBackbone
-
-from .arch import BACKBONES, infer_backbone
-from .convert import select_weights
-from .files import CheckpointError, find_weights, read_checkpoint
-from .rules import detect_family
+from .files import CheckpointError, read_checkpoint
+from .rules import BACKBONE_TYPES, detect_family
+from .weights import find_weights, select_weights
 
 
-def check_names(names: Iterable[str]) -> None:
+def refuse_released_names(names: Iterable[str]) -> None:
     """Raise an error if parameter names are released ones.
+
+    Args:
+        names: Names without the prefix of the backbone.
 
     Raises:
         CheckpointError: If they are.
@@ -28,20 +33,23 @@ def check_names(names: Iterable[str]) -> None:
     family = detect_family(names)
     if family is not None:
         raise CheckpointError(
-            f'the checkpoint has the released names of {BACKBONES[family]}; convert it '
-            'with\n  python tools/convert_checkpoint.py SRC DST\nand load DST'
+            f'the checkpoint has the released names of {BACKBONE_TYPES[family]}; '
+            'convert it with\n  pelk-mm convert_checkpoint SRC DST\nand load DST'
         )
 
 
-def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:
+def require_converted(
+    checkpoint: str, backbone_type: str, warm_start: str = ''
+) -> None:
     """Raise an error if a checkpoint has the released names.
 
-    mmengine loads pretrained weights by the names that fit and only warns of the
-    others: an unconverted file would leave every weight at random.
+    A file that cannot be read passes: loading it, which comes next, says what is wrong.
 
     Args:
         checkpoint: Path or URL of ``init_cfg=dict(type='Pretrained')``.
-        backbone: The backbone that it is for.
+        backbone_type: Type of the backbone that it is for.
+        warm_start: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for
+            this backbone; '' if it takes no other family's weights.
 
     Raises:
         CheckpointError: If it has; the message has the command that converts it.
@@ -54,36 +62,26 @@ def check_converted(checkpoint: str, backbone: LargeKernelBackbone) -> None:
         ema = find_weights(content)[0] == 'model_ema'
         names = select_weights(content, ema).tensors
     except CheckpointError:
-        return  # loading it, which comes next, says what is wrong
+        return
     family = detect_family(re.sub(r'^(module\.)*(backbone\.)?', '', n) for n in names)
     if family is None:
         return
-    own = type(backbone).__name__
-    if own not in ('PeLK', BACKBONES[family]):
+    released_type = BACKBONE_TYPES[family]
+    if not warm_start and backbone_type != released_type:
         raise CheckpointError(
-            f'{checkpoint} is a released {BACKBONES[family]} checkpoint, but the '
-            f'backbone is {own}; give one of {own}'
+            f'{checkpoint} is a released {released_type} checkpoint, but the backbone '
+            f'is {backbone_type}; give a checkpoint of {backbone_type}'
         )
-    command = ['python', 'tools/convert_checkpoint.py', path]
-    command.append(path.with_name(f'{path.stem}_pelk_mm.pth'))
+    command = ['pelk-mm', 'convert_checkpoint', str(path)]
+    command.append(str(path.with_name(f'{path.stem}_pelk_mm.pth')))
     if ema:
         command.append('--ema')
-    if own == 'PeLK':
-        command += ['--warm-start', _warm_start(backbone)]
+    if warm_start:
+        command += ['--warm-start', warm_start]
     raise CheckpointError(
-        f'{checkpoint} has the released names, not those of {own} here. Convert it '
-        f'with\n  {shlex.join(map(str, command))}\nand give the result as checkpoint.'
+        f'{checkpoint} has the released names, not those of {backbone_type} here. '
+        f'Convert it with\n  {shlex.join(command)}\nand give the result as checkpoint.'
     )
-
-
-def _warm_start(backbone: LargeKernelBackbone) -> str:
-    """What the conversion is asked for to start this PeLK."""
-    shapes = {name: tuple(t.shape) for name, t in backbone.state_dict().items()}
-    try:
-        arch = infer_backbone(shapes, 'pelk')['arch']
-    except CheckpointError:  # sharing grids of one's own make kernels of any size
-        return 'pelk'
-    return f'pelk-{arch}' if isinstance(arch, str) else 'pelk'
 
 
 def _download(url: str) -> Path:

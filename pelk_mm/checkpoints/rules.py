@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 Rule = tuple[str, str]
 
-#: Branches of the large-kernel module, which both families name alike; the merged
-#: one is a lone convolution with a bias.
+#: Type of the backbone of each family. No PeLK was ever released.
+BACKBONE_TYPES = {'pelk': 'PeLK', 'slak': 'SLaK', 'replknet': 'RepLKNet'}
+
+#: Branches of the large-kernel module, which both families name alike; a merged module
+#: is a single convolution with a bias.
 _LARGE_KERNEL = (
     ('LoRA1.conv.{rest}', 'vertical.conv.{rest}'),
     ('LoRA1.bn.{rest}', 'vertical.norm.{rest}'),
@@ -80,7 +83,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
-#: Parts of whole models beside the backbone. mmdet renamed the predictors of FCOS;
+#: Parts of whole models other than the backbone. mmdet renamed the predictors of FCOS;
 #: everything else has kept its name since mmseg 0.x and mmdet 2.x.
 _HEAD_RULES: tuple[Rule, ...] = (
     ('bbox_head.fcos_{predictor}.{rest}', 'bbox_head.conv_{predictor}.{rest}'),
@@ -109,7 +112,7 @@ _FAMILY_MARKS: dict[str, tuple[str, ...]] = {
     'replknet': ('stem.{layer}.conv.{rest}', 'transitions.{stage}.{rest}'),
 }
 
-#: Names of ours by which to tell the families; the first that matches decides.
+#: Names of ours that tell the families apart; the first that matches decides.
 _OUR_MARKS: dict[str, tuple[str, ...]] = {
     'pelk': ('stages.{stage}.position_embedding',),
     'replknet': ('downsample_layers.0.{layer}.conv.{rest}',),
@@ -127,8 +130,8 @@ _FIELDS = {
 }
 
 
-class Conversion(NamedTuple):
-    """What a conversion made of a state dict.
+class Renamed(NamedTuple):
+    """A state dict under other names.
 
     Attributes:
         converted: The tensors under their new names, in the order given.
@@ -160,7 +163,7 @@ def rules_for(family: str) -> tuple[Rule, ...]:
 
 
 def detect_family(names: Iterable[str], ours: bool = False) -> str | None:
-    """Family whose models use such parameter names; None if no one's.
+    """Family whose models use such parameter names; None if it is none of them.
 
     Args:
         names: Parameter names without prefixes.
@@ -201,7 +204,7 @@ def rename_head(name: str) -> str | None:
 
 
 def _translate(name: str, rules: Iterable[Rule]) -> str | None:
-    """The name that the first matching (source, target) template gives."""
+    """Apply the first (source, target) template that matches; None if none does."""
     for source, target in rules:
         match = _pattern(source).fullmatch(name)
         if match:
@@ -209,11 +212,11 @@ def _translate(name: str, rules: Iterable[Rule]) -> str | None:
     return None
 
 
-def from_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
+def from_released(state_dict: Mapping[str, Any], family: str) -> Renamed:
     """Rename a released backbone's parameters to ours.
 
-    The classifier's own are dropped. A merged model (``lkb_reparam``) becomes the
-    state dict of a backbone with ``small_kernel_merged=True``.
+    The classifier's own parameters are dropped. A merged model (``lkb_reparam``)
+    becomes the state dict of a backbone with ``small_kernel_merged=True``.
 
     Args:
         state_dict: Parameters by released name, without prefixes.
@@ -236,10 +239,10 @@ def from_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
             dropped[name] = reason
         else:
             unknown.append(name)
-    return Conversion(converted, dropped, unknown)
+    return Renamed(converted, dropped, unknown)
 
 
-def to_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
+def to_released(state_dict: Mapping[str, Any], family: str) -> Renamed:
     """Rename our backbone's parameters to the released names.
 
     The deployment form of whole backbones has no released counterpart: what it
@@ -260,12 +263,12 @@ def to_released(state_dict: Mapping[str, Any], family: str) -> Conversion:
             unknown.append(name)
         else:
             converted[new_name] = value
-    return Conversion(converted, {}, unknown)
+    return Renamed(converted, {}, unknown)
 
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a template, a named group for each field."""
+    """Regular expression of a template, with a named group per field."""
     parts = re.split(r'\{(\w+)\}', template)
     return re.compile(
         ''.join(

@@ -1,11 +1,9 @@
-"""Parts that plug into mmengine: checkpoint safety, layer decay, seeds."""
+"""Parts that plug into mmengine: layer decay, seeds."""
 
-from .checkpoint import load_weights_only
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
 
 __all__ = [
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',
-    'load_weights_only',
 ]

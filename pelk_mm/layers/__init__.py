@@ -3,7 +3,7 @@
 from .conv_norm import ConvNorm, fold_norm
 from .convnext_block import ConvNeXtBlock
 from .depthwise import DepthwiseConv2d, add_centred
-from .norm import LayerNorm2d
+from .norm import LayerNorm2d, batch_norms, is_batch_norm
 from .peripheral import PartialPeripheralConv2d, PeripheralConv2d
 from .reparam import ReparamDepthwise, large_and_small, stripes_and_small
 from .replknet_block import ConvFFN, RepLKBlock
@@ -20,9 +20,11 @@ __all__ = [
     'RepLKBlock',
     'ReparamDepthwise',
     'add_centred',
+    'batch_norms',
     'check_kernel_size',
     'check_sharing_grid',
     'fold_norm',
+    'is_batch_norm',
     'large_and_small',
     'make_sharing_grid',
     'stripes_and_small',

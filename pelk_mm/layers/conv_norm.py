@@ -1,22 +1,24 @@
-"""A convolution between norms, and how it becomes a convolution alone."""
+"""A convolution between norms, and how the norms are folded into it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .norm import is_batch_norm
 
 
 class ConvNorm(nn.Module):
-    """A convolution, the norm behind it and on request one before it.
+    """A convolution, the norm after it and on request one before it.
 
     Args:
         conv: The convolution; further arguments of `forward` are handed to it.
         norm_cfg: mm config of the norms, or None for none.
-        pre_norm: Whether such a norm precedes the convolution too, which must then
-            be an ungrouped 1 x 1 without padding: padding would enter it unnormalised
-            and the norm could not be folded.
+        pre_norm: Whether such a norm precedes the convolution too. The convolution
+            must then be an ungrouped 1 x 1 without padding: zeros padded after the norm
+            are not normalised, so the norm could not be folded.
 
     Raises:
         ValueError: If ``pre_norm`` is given with another convolution.
@@ -38,8 +40,8 @@ class ConvNorm(nn.Module):
                     f'pre_norm needs a plain 1 x 1 convolution, not {conv}'
                 )
             self.pre_norm = _make_norm(norm_cfg, conv.in_channels)
-        self.conv = conv
-        self.norm = _make_norm(norm_cfg, conv.weight.shape[0])
+        self.conv: Any = conv
+        self.norm = _make_norm(norm_cfg, conv.get_parameter('weight').shape[0])
 
     def forward(self, x: Tensor, *args: Tensor) -> Tensor:
         """Normalise and convolve ``x`` of shape (N, C, H, W)."""
@@ -48,12 +50,12 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x, *args))
 
     def unfoldable(self) -> Iterator[tuple[str, str]]:
-        """Norms that no convolution can replace: name and what is wrong with each."""
+        """Norms that cannot be folded: the name of each and the reason."""
         for name in ('pre_norm', 'norm'):
             norm = getattr(self, name)
             if norm is None or isinstance(norm, nn.Identity):
                 continue
-            if not isinstance(norm, _BatchNorm):
+            if not is_batch_norm(norm):
                 yield (
                     name,
                     f'is a {type(norm).__name__}; only a BatchNorm can be folded',
@@ -76,7 +78,7 @@ class ConvNorm(nn.Module):
         """Fold the norms into the convolution.
 
         Returns:
-            The convolution, which now has a bias and equals the whole.
+            The convolution, which now has a bias and computes the same as this module.
 
         Raises:
             TypeError: If a norm is of a kind that depends on its input.
@@ -105,7 +107,7 @@ def fold_norm(
     Args:
         weight: The convolution's weight, output channels first.
         bias: Its bias of shape (C,), or None.
-        norm: The BatchNorm behind it, or an ``nn.Identity``.
+        norm: The BatchNorm after it, or an ``nn.Identity``.
         pre_norm: The BatchNorm before it, if the convolution is a 1 x 1, or None.
 
     Returns:
@@ -130,11 +132,11 @@ def fold_norm(
     return kernel.to(weight.dtype), (shift * scale + offset).to(weight.dtype)
 
 
-def _affine(norm: nn.Module, ones: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and offset per channel that a norm in evaluation mode amounts to."""
+def _affine(norm: Any, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and offset per channel that a norm in evaluation mode applies."""
     if isinstance(norm, nn.Identity):
         return ones, torch.zeros_like(ones)
-    if not isinstance(norm, _BatchNorm):
+    if not is_batch_norm(norm):
         raise TypeError(
             f'{type(norm).__name__} cannot be folded into a convolution; only a '
             'BatchNorm can'

@@ -55,7 +55,7 @@ def add_centred(large: Tensor, small: Tensor) -> Tensor:
 
     Args:
         large: Kernels of shape (..., kh, kw).
-        small: Kernels of odd sizes no larger, same leading axes.
+        small: Kernels of odd sizes that are no larger, same leading axes.
 
     Returns:
         Kernels of the shape of ``large``.

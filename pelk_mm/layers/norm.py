@@ -1,7 +1,34 @@
-"""Layer normalisation over the channels of a feature map."""
+"""LayerNorm over the channels of a feature map, and which norms are BatchNorms."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch.nn.functional as F
+from mmcv.cnn import is_norm
 from torch import Tensor, nn
+
+#: The other kinds of norm that `is_norm` knows.
+_NOT_BATCH_NORM = (
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm, torch's or what mmengine makes of a SyncBN.
+
+    mmengine's ``revert_sync_batchnorm`` makes norms of a private class, which has only
+    the private base class of torch's BatchNorms in common with them.
+    """
+    return is_norm(module, exclude=_NOT_BATCH_NORM)
+
+
+def batch_norms(module: nn.Module) -> Iterator[Any]:
+    """BatchNorms among a module and its descendants."""
+    return filter(is_batch_norm, module.modules())
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -1,4 +1,4 @@
-"""Peripheral convolution, whole and partial (PeLK, sections 4.1 to 4.3)."""
+"""Peripheral convolution of all channels and of some (PeLK, sections 4.1 to 4.3)."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ class PeripheralConv2d(nn.Module):
             embedding: The kernel-wise positional embedding summed over the grid's
                 rectangles, (C, k', k').
         """
-        bias = self.bias
+        bias: Tensor | None = self.bias
         if embedding is not None:
             shift = self.embedding_bias(embedding)
             bias = shift if bias is None else bias + shift
@@ -53,9 +53,9 @@ class PeripheralConv2d(nn.Module):
     def embedding_bias(self, embedding: Tensor) -> Tensor:
         """What a positional embedding adds to each channel: <w, h>, (C,).
 
-        With the input zero outside the map and the embedding h present at every
-        tap, Eq. 3 of the paper is conv(X, w) + <w, h>; a rectangle's positions
-        share one parameter, so h enters through its sum over the rectangle.
+        Eq. 3 of the paper adds the embedding h to the input at every tap, those in the
+        zero padding included, so it equals conv(X, w) + <w, h>. The positions of a
+        rectangle share one parameter, so h enters as its sum over the rectangle.
         """
         return (self.weight.squeeze(1) * embedding).sum((-2, -1))
 
@@ -84,14 +84,16 @@ class PeripheralConv2d(nn.Module):
 
 
 class PartialPeripheralConv2d(ReparamDepthwise):
-    """Peripheral convolution of the first channels; the rest pass (section 4.3).
+    """Peripheral convolution of the first channels only (PeLK, section 4.3).
+
+    The other channels pass through unchanged.
 
     Args:
         channels: C of the feature map.
-        conv_channels: How many of the channels are convolved, the first ones.
+        conv_channels: How many channels are convolved, counted from the first.
         sharing_grid: Cell sizes along one axis of the kernel.
         small_kernel: Size of a parallel dense kernel, or None for none.
-        norm_cfg: Norm behind each of the convolutions, or None for none. A
+        norm_cfg: Norm after each of the convolutions, or None for none. A
             BatchNorm cancels what the positional embedding adds.
         deploy: Whether to build the deployment form: one convolution with a bias,
             and a second for a small kernel that does not fit the grid's centre.
@@ -115,20 +117,21 @@ class PartialPeripheralConv2d(ReparamDepthwise):
                 f'{conv_channels} of {channels} channels cannot be convolved; choose '
                 'a conv_ratio in (0, 1] that leaves at least one'
             )
-        convs = {'large': PeripheralConv2d(conv_channels, sharing_grid)}
+        large = PeripheralConv2d(conv_channels, sharing_grid)
+        convs: dict[str, nn.Module] = {'large': large}
         if small_kernel is not None:
-            check_small_kernel(small_kernel, convs['large'].kernel_size)
+            check_small_kernel(small_kernel, large.kernel_size)
             convs['small'] = DepthwiseConv2d(conv_channels, small_kernel)
         super().__init__(convs, norm_cfg, deploy)
         self.split_sizes = (conv_channels, channels - conv_channels)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
         """Mix ``x`` of shape (N, C, H, W); the shape stays.
 
         Args:
             x: The feature map.
-            embedding: The positional embedding summed over the grid's rectangles,
-                (conv_channels, k', k').
+            args: Nothing, or the positional embedding summed over the grid's
+                rectangles, (conv_channels, k', k').
         """
-        head, rest = x.split(self.split_sizes, dim=1)
-        return torch.cat((super().forward(head, embedding), rest), dim=1)
+        convolved, rest = x.split(self.split_sizes, dim=1)
+        return torch.cat((super().forward(convolved, *args), rest), dim=1)

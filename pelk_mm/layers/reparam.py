@@ -1,8 +1,11 @@
 """Re-parameterisation: parallel depthwise convolutions that merge for deployment.
 
 Structural re-parameterisation of large kernels is RepLKNet's (section 3, guideline 3);
-SLaK (section 3.2) splits the large kernel into two stripes beside the small one.
+SLaK (section 3.2) splits the large kernel into two stripes and keeps the small one.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +15,21 @@ from .depthwise import DepthwiseConv2d, add_centred
 
 
 class ReparamDepthwise(nn.Module):
-    """Sum of depthwise convolutions over the same input, a norm behind each.
+    """Sum of depthwise convolutions over the same input, a norm after each.
 
-    In the deployment form the norms are folded and the first convolution has taken
-    in those whose kernels fit its centre; the rest remain beside it.
+    In the deployment form the norms are folded and kernels that fit the centre of the
+    first convolution are merged into it; the other convolutions remain.
 
     Args:
         convs: The convolutions by name, without biases; the names become the
-            branches' attributes.
-        norm_cfg: mm config of the norm behind each, or None for none.
+            branches' attributes. A `DepthwiseConv2d`, or a module with the same
+            attributes and the same ``absorbs``.
+        norm_cfg: mm config of the norm after each, or None for none.
         deploy: Whether to build the deployment form.
     """
 
     def __init__(
-        self, convs: dict[str, nn.Module], norm_cfg: dict | None, deploy: bool = False
+        self, convs: Mapping[str, Any], norm_cfg: dict | None, deploy: bool = False
     ) -> None:
         super().__init__()
         first = next(iter(convs.values()))
@@ -51,11 +55,12 @@ class ReparamDepthwise(nn.Module):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Fold the norms and merge into the first convolution what fits it."""
+        """Fold the norms and merge kernels that fit into the first convolution."""
         for name, branch in list(self.named_children()):
             if isinstance(branch, ConvNorm):
                 setattr(self, name, branch.fold())
-        (_, first), *others = self.named_children()
+        branches: list[tuple[str, Any]] = list(self.named_children())
+        (_, first), *others = branches
         for name, conv in others:
             if first.absorbs(conv.kernel_size):
                 first.weight.copy_(add_centred(first.weight, conv.weight))
@@ -69,7 +74,7 @@ def large_and_small(
     """Branches of a dense large kernel and, unless None, a small one.
 
     Raises:
-        ValueError: If a size is not odd or the small kernel is the larger.
+        ValueError: If a size is not odd or the small kernel is larger than the large.
     """
     convs = {'large': DepthwiseConv2d(channels, kernel_size)}
     if small_kernel is not None:
@@ -84,7 +89,7 @@ def stripes_and_small(
     """Branches of SLaK: a K x k stripe, a k x K stripe and a k x k kernel.
 
     Raises:
-        ValueError: If a size is not odd or the small kernel is the larger.
+        ValueError: If a size is not odd or the small kernel is larger than the large.
     """
     check_small_kernel(small_kernel, kernel_size)
     return {

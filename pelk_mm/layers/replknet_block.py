@@ -8,7 +8,7 @@ from .conv_norm import ConvNorm
 
 
 class _Residual(nn.Module):
-    """Two 1 x 1 convolutions around something, drop path, residual.
+    """1 x 1 convolution, `between`, 1 x 1 convolution, drop path, residual.
 
     Args:
         channels: C.
@@ -36,7 +36,7 @@ class _Residual(nn.Module):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def between(self, x: Tensor) -> Tensor:
-        """What happens between the two 1 x 1 convolutions, (N, C_hidden, H, W)."""
+        """Transform ``x`` of shape (N, C_hidden, H, W); the shape stays."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _Residual(nn.Module):
 
 
 class RepLKBlock(_Residual):
-    """Norm, 1 x 1, ReLU, large kernel, ReLU, 1 x 1; a norm behind each convolution.
+    """Norm, 1 x 1, ReLU, large kernel, ReLU, 1 x 1; a norm after each convolution.
 
     Args:
         channels: C.
@@ -75,9 +75,14 @@ class RepLKBlock(_Residual):
 
 
 class ConvFFN(_Residual):
-    """Norm, 1 x 1, GELU, 1 x 1; a norm behind each convolution.
+    """Norm, 1 x 1, GELU, 1 x 1; a norm after each convolution.
 
-    Args are those of the base class.
+    Args:
+        channels: C.
+        hidden_channels: Channels between the two 1 x 1 convolutions.
+        norm_cfg: mm config of the norms.
+        drop_path_rate: Probability of dropping the residual branch, in [0, 1).
+        deploy: Whether to build the deployment form.
     """
 
     def between(self, x: Tensor) -> Tensor:

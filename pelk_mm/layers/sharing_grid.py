@@ -10,7 +10,7 @@ def check_kernel_size(kernel_size: int) -> None:
     if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(
             f'kernel size {kernel_size!r} is not a positive odd integer; with any '
-            'other the output would not have the size of the input'
+            'other size the output would not have the size of the input'
         )
 
 
@@ -18,14 +18,14 @@ def make_sharing_grid(kernel_size: int, central_radius: int) -> tuple[int, ...]:
     """Cell sizes along one axis by the paper's rule (PeLK, Eq. 2).
 
     A cell i steps away from the centre has size 1 while i <= central_radius and
-    2^(i - central_radius) beyond; the outermost cell takes what is left.
+    2^(i - central_radius) beyond that; the outermost cell takes the remainder.
 
     Args:
         kernel_size: K, odd.
         central_radius: r_c, radius of the fine-grained centre, >= 0.
 
     Returns:
-        The k' cell sizes from edge to edge, symmetric, K in sum.
+        The k' cell sizes from edge to edge, symmetric, with sum K.
 
     Raises:
         ValueError: If either argument is out of its range.
@@ -48,7 +48,7 @@ def make_sharing_grid(kernel_size: int, central_radius: int) -> tuple[int, ...]:
 def check_sharing_grid(
     sharing_grid: Sequence[int], kernel_size: int
 ) -> tuple[int, ...]:
-    """Return an explicit sharing grid as a tuple once it fits its kernel.
+    """Check that an explicit sharing grid fits its kernel; return it as a tuple.
 
     Args:
         sharing_grid: Cell sizes along one axis, from edge to edge.
@@ -61,7 +61,9 @@ def check_sharing_grid(
     check_kernel_size(kernel_size)
     grid = tuple(sharing_grid)
     if any(not isinstance(cell, int) or cell < 1 for cell in grid):
-        raise ValueError(f'sharing_grid {grid} has a cell that is no positive integer')
+        raise ValueError(
+            f'sharing_grid {grid} has a cell that is not a positive integer'
+        )
     if sum(grid) != kernel_size:
         raise ValueError(
             f'sharing_grid {grid} sums to {sum(grid)}, not to the kernel size '

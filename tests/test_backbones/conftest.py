@@ -83,7 +83,7 @@ def assert_reproduces():
 
 @pytest.fixture(scope='session')
 def stage_outputs():
-    """Runs a backbone and returns its maps before and behind the output norms."""
+    """Runs a backbone and returns its maps before and after the output norms."""
 
     @torch.no_grad()
     def run(model, images):

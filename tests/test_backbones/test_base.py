@@ -1,5 +1,6 @@
 """The contract that all backbones keep, over all of them."""
 
+import pickle
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ def images():
 
 
 def is_batch_norm(module):
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
 
 
 def total(maps):
@@ -186,6 +187,15 @@ def test_pretrained_with_and_without_prefix(build, randomise, tmp_path):
         target.init_weights()
         for key, value in target.state_dict().items():
             assert torch.equal(value, state[key]), key
+
+
+def test_released_names_do_not_load(build):
+    """Whatever a subclass and its prefix; a copy and a pickle of it refuse too."""
+    released = {'model.stages.0.0.pwconv1.weight': torch.zeros(1)}
+    for model in (build(), deepcopy(build()), pickle.loads(pickle.dumps(build()))):
+        whole = nn.ModuleDict(dict(model=model))
+        with pytest.raises(ValueError, match='has the released names of SLaK'):
+            whole.load_state_dict(released, strict=False)
 
 
 # --- layer decay ------------------------------------------------------------------
@@ -392,7 +402,7 @@ def test_bad_arch_dicts(build):
     bad = {
         r"lacks \['depths'\]": {k: v for k, v in arch.items() if k != 'depths'},
         r"unknown keys \['kernels'\]": {**arch, 'kernels': 3},
-        'one value a stage in each list': {**arch, 'depths': (1, 1, 1)},
+        'one value per stage in each list': {**arch, 'depths': (1, 1, 1)},
         'depths 2 .* list of positive': {**arch, 'depths': 2},
         'channels .* list of positive': {**arch, 'channels': (8, 8, 8, 0)},
         'kernel size 14 is not a positive odd': {

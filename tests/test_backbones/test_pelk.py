@@ -39,7 +39,13 @@ def test_architectures_of_the_paper(arch, channels, depths, kernels, cells):
         assert tuple(len(conv.sharing_grid) for conv in convs) == cells
 
 
-def test_one_embedding_a_stage():
+def test_warm_start_asks_for_the_named_sizes():
+    with torch.device('meta'):
+        assert PeLK('tiny-101').warm_start == 'pelk-tiny-101'
+        assert PeLK(ARCH).warm_start == 'pelk'
+
+
+def test_one_embedding_per_stage():
     model = PeLK(ARCH)
     shapes = [tuple(stage.position_embedding.shape) for stage in model.stages]
     assert shapes == [(3, 31, 31), (3, 29, 29), (6, 27, 27), (6, 13, 13)]
@@ -79,7 +85,7 @@ def test_explicit_grids_override_the_rule():
     assert used == grids
 
 
-def test_central_radius_one_a_stage():
+def test_one_central_radius_per_stage():
     model = PeLK(dict(ARCH, central_radius=(2, 1, 0, 3)))
     grid = model.stages[2].blocks[0].mixer.large.conv.sharing_grid
     assert grid[len(grid) // 2 :][:3] == (1, 2, 4)
@@ -112,11 +118,14 @@ def test_deployment_drops_the_embedding():
             dict(sharing_grids=[(5, 5, 11, 5, 6), (29,), (27,), (13,)]),
             'sums to 32, not to the kernel size 31',
         ),
-        (dict(sharing_grids=[(31,), (29, 0), (27,), (13,)]), 'no positive integer'),
-        (dict(sharing_grids=[(31,), (29,)]), 'one value a stage'),
+        (
+            dict(sharing_grids=[(31,), (29, 0), (27,), (13,)]),
+            'is not a positive integer',
+        ),
+        (dict(sharing_grids=[(31,), (29,)]), 'one value per stage'),
         (dict(kernel_sizes=(30, 29, 27, 13)), 'kernel size 30 is not a positive odd'),
         (dict(central_radius=-1), 'central_radius -1'),
-        (dict(central_radius=(1, 2)), 'one value a stage'),
+        (dict(central_radius=(1, 2)), 'one value per stage'),
         (dict(conv_ratio=0.01), 'conv_ratio in'),
         (dict(conv_ratio=1.5), 'conv_ratio in'),
     ],

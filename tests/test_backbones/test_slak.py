@@ -110,6 +110,6 @@ def test_dense_form_may_have_no_small_kernel():
     assert not any('small' in name for name, _ in model.named_modules())
 
 
-def test_stripes_need_an_edge():
+def test_stripes_need_a_short_side():
     with pytest.raises(ValueError, match='small_kernel None .* decomposed=False'):
         SLaK(dict(ARCH, small_kernel=None))

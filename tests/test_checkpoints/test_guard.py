@@ -1,121 +1,80 @@
-"""Pretrained weights in released names fail before a backbone starts at random."""
+"""The guard against released names, which knows files and names but no models."""
 
-import argparse
 import shlex
 
 import pytest
 import torch
-from mmengine.runner import load_checkpoint
 
-from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
 
-from .test_convert import wrappers
+SLAK = 'stages.0.0.pwconv1.weight'
+REPLKNET = 'stem.0.conv.weight'
+OURS = 'stages.0.blocks.0.mixer.large.conv.weight'
 
-PELK = dict(
-    type='PeLK',
-    arch=dict(channels=[8, 16], depths=[1, 2], kernel_sizes=[11, 9], central_radius=2),
-    out_indices=(0, 1),
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes weights of these names; returns the path."""
+
+    def write(*names, key='state_dict'):
+        weights = {name: torch.zeros(1) for name in names}
+        torch.save({key: weights}, tmp_path / 'a.pth')
+        return str(tmp_path / 'a.pth')
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('name', 'backbone_type', 'warm_start', 'options'),
+    [
+        (SLAK, 'SLaK', '', []),
+        (f'module.backbone.{SLAK}', 'SLaK', '', []),
+        (REPLKNET, 'RepLKNet', '', []),
+        (SLAK, 'PeLK', 'pelk', ['--warm-start', 'pelk']),
+        (REPLKNET, 'PeLK', 'pelk-base-101', ['--warm-start', 'pelk-base-101']),
+    ],
 )
-
-
-def pretrained(model, path):
-    model.init_cfg = dict(type='Pretrained', checkpoint=str(path))
-    return model
-
-
-def command_of(error):
-    return shlex.split(str(error.value).splitlines()[1])
-
-
-@pytest.mark.parametrize('wrapper', wrappers({}))
-@pytest.mark.parametrize('family', ['slak', 'replknet'])
-def test_released_file_names_the_command(small, save, family, wrapper):
-    model, released = small(family)
-    content, kwargs = wrappers(released)[wrapper]
-    if kwargs:  # such a file must have nothing else
-        content = {'model_ema': released}
-    path = save(content, 'a file.pth')
+def test_released_names_are_refused_with_the_command(
+    save, name, backbone_type, warm_start, options
+):
+    path = save(name)
     with pytest.raises(CheckpointError, match='has the released names') as error:
-        pretrained(model, path).init_weights()
-    ema = ['--ema'] if kwargs else []
-    assert command_of(error) == [
-        'python',
-        'tools/convert_checkpoint.py',
-        str(path),
-        str(path.with_name('a file_pelk_mm.pth')),
-        *ema,
+        require_converted(path, backbone_type, warm_start)
+    assert shlex.split(str(error.value).splitlines()[1]) == [
+        'pelk-mm',
+        'convert_checkpoint',
+        path,
+        path.replace('a.pth', 'a_pelk_mm.pth'),
+        *options,
     ]
 
 
-def test_the_command_is_right(small, save, build):
-    model, released = small()
-    content = {'model': released, 'args': argparse.Namespace()}
-    with pytest.raises(CheckpointError) as error:
-        pretrained(build(PELK), save(content)).init_weights()
-    *_, source, destination, option, value = command_of(error)
-    assert option == '--warm-start'
-    convert_checkpoint(source, destination, warm_start=value)
-    pelk = build(PELK)
-    pretrained(pelk, destination).init_weights()
-    assert torch.equal(pelk.norm1.weight, model.norm1.weight)
+def test_averaged_weights_are_asked_for(save):
+    with pytest.raises(CheckpointError, match=r'_pelk_mm\.pth --ema\n'):
+        require_converted(save(SLAK, key='model_ema'), 'SLaK')
 
 
-def test_named_pelk_asks_for_its_own_size(small, save, build):
-    path = save(small()[1])
-    with pytest.raises(CheckpointError) as error:
-        pretrained(build(dict(type='PeLK', arch='tiny-101')), path).init_weights()
-    assert command_of(error)[-2:] == ['--warm-start', 'pelk-tiny-101']
+def test_checkpoint_of_another_family_is_refused(save):
+    with pytest.raises(
+        CheckpointError,
+        match='a released RepLKNet checkpoint, but the backbone is SLaK',
+    ):
+        require_converted(save(REPLKNET), 'SLaK')
 
 
-def test_pelk_with_its_own_grids_asks_for_the_family(small, save, build):
-    grids = [(4, 3, 4), (3, 3, 3)]
-    pelk = build(PELK | dict(arch=PELK['arch'] | dict(sharing_grids=grids)))
-    with pytest.raises(CheckpointError, match='has the released names') as error:
-        pretrained(pelk, save(small()[1])).init_weights()
-    assert command_of(error)[-2:] == ['--warm-start', 'pelk']
+def test_what_is_not_released_passes(save, tmp_path):
+    require_converted(save(OURS), 'SLaK')
+    require_converted(save('layer1.0.conv1.weight'), 'SLaK')
+    require_converted(str(tmp_path / 'nowhere.pth'), 'SLaK')
+    torch.save([1], tmp_path / 'list.pth')
+    require_converted(str(tmp_path / 'list.pth'), 'SLaK')
 
 
-def test_other_family(small, save):
-    path = save(small('replknet')[1])
-    with pytest.raises(CheckpointError, match='RepLKNet checkpoint, but .* is SLaK'):
-        pretrained(small('slak')[0], path).init_weights()
-
-
-def test_downloaded_file(small, save, monkeypatch, tmp_path):
-    (tmp_path / 'checkpoints').mkdir()
-    save({'model': small()[1], 'args': argparse.Namespace()}, 'checkpoints/a.pth')
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    model = pretrained(small()[0], 'https://example.org/weights/a.pth?download=1')
-    with pytest.raises(CheckpointError) as error:
-        model.init_weights()
-    assert command_of(error)[2] == str(tmp_path / 'checkpoints/a.pth')
-
-
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_converted_file_loads(small, save, tmp_path, suffix):
-    if suffix == '.safetensors':
-        pytest.importorskip('safetensors')
-    model, released = small()
-    path = tmp_path / f'dst{suffix}'
-    convert_checkpoint(save(released), path, prefix='backbone.')
-    other, _ = small()
-    other.init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
-    other.init_weights()
-    for a, b in zip(other.parameters(), model.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_missing_file_is_the_loaders_to_report(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match='does not exist'):
-        pretrained(small()[0], tmp_path / 'nowhere.pth').init_weights()
-
-
-@pytest.mark.parametrize('family', ['slak', 'replknet'])
-def test_loading_a_whole_model_in_released_names_fails_too(small, save, family):
-    model, released = small(family)
-    whole = torch.nn.ModuleDict({'backbone': model})
-    state_dict = {f'backbone.{name}': value for name, value in released.items()}
-    path = save({'state_dict': state_dict})
-    with pytest.raises(CheckpointError, match='has the released names of'):
-        load_checkpoint(whole, str(path))
+def test_names_without_a_file():
+    refuse_released_names([OURS, 'decode_head.conv_seg.weight'])
+    with pytest.raises(
+        CheckpointError,
+        match='released names of SLaK; convert it with\n  pelk-mm convert_checkpoint',
+    ):
+        refuse_released_names([SLAK])

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from pelk_mm.layers import ConvNorm, DepthwiseConv2d, fold_norm
+from pelk_mm.layers import ConvNorm, DepthwiseConv2d, fold_norm, is_batch_norm
 
 BN = dict(type='BN')
 
@@ -95,6 +96,25 @@ def test_unfoldable_norms_are_named():
     assert [name for name, _ in whole.unfoldable()] == ['pre_norm']
     whole.eval()
     assert list(whole.unfoldable()) == []
+
+
+@torch.no_grad()
+def test_reverted_sync_batch_norm_folds(randomise):
+    """What mmengine replaces SyncBN by on the CPU is of a class of its own."""
+    whole = ConvNorm(nn.Conv2d(4, 6, 3), dict(type='SyncBN'))
+    whole = randomise(revert_sync_batchnorm(whole)).eval()
+    assert not isinstance(whole.norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    x = torch.randn(2, 4, 5, 5)
+    expected = whole(x)
+    assert list(whole.unfoldable()) == []
+    torch.testing.assert_close(whole.fold()(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_which_norms_are_batch_norms():
+    norms = (nn.BatchNorm2d(2), nn.BatchNorm1d(2), nn.SyncBatchNorm(2))
+    others = (nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.InstanceNorm2d(2), nn.Identity())
+    assert all(map(is_batch_norm, norms))
+    assert not any(map(is_batch_norm, others))
 
 
 def test_fold_norm_refuses_other_kinds():

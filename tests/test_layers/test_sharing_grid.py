@@ -61,8 +61,8 @@ def test_explicit_grid_becomes_a_tuple():
     ('grid', 'size', 'message'),
     [
         ((2, 1, 1), 5, 'sums to 4, not to the kernel size 5'),
-        ((2, 0, 3), 5, 'no positive integer'),
-        ((2.0, 1, 2), 5, 'no positive integer'),
+        ((2, 0, 3), 5, 'is not a positive integer'),
+        ((2.0, 1, 2), 5, 'is not a positive integer'),
         ((2, 2), 4, 'kernel size 4'),
         ((), 5, 'sums to 0'),
     ],

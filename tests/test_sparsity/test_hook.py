@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
-from pelk_mm.engine import load_weights_only
+from pelk_mm.checkpoints import load_weights_only
 from pelk_mm.sparsity import DynamicSparsityHook, SparsityMasks, select_parameters
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from pelk_mm.engine import load_weights_only
+from pelk_mm.checkpoints import load_weights_only
 from pelk_mm.engine.random_state import IterationSeedHook
 from pelk_mm.sparsity import DynamicSparsityHook
 

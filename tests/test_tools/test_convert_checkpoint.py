@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pelk_mm.backbones import SLaK
-from pelk_mm.checkpoints import to_released
+from pelk_mm.checkpoints import from_released, to_released
+from pelk_mm.conversion.infer import infer_backbone
+from pelk_mm.conversion.report import Report, fitting_configs
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
@@ -85,8 +88,11 @@ BAD_FILES = {
         lambda: b'version https://git-lfs.github.com/spec/v1',
         'Git LFS pointer',
     ),
-    'text': (lambda: b'hello', 'is no checkpoint: neither torch.save nor safetensors'),
-    'pickle': (lambda: pickle.dumps({'a': [1]}), 'is no checkpoint: neither'),
+    'text': (
+        lambda: b'hello',
+        'is not a checkpoint: neither torch.save nor safetensors',
+    ),
+    'pickle': (lambda: pickle.dumps({'a': [1]}), 'is not a checkpoint: neither'),
     'flipped bit': (flipped, 'the checksum of its record'),
     'code': (
         lambda: saved({'model': {}, 'x': CallsSystem()}),
@@ -98,7 +104,7 @@ BAD_FILES = {
     ),
     'older format, truncated': (
         lambda: saved(released(), _use_new_zipfile_serialization=False)[:-100],
-        r'is damaged or no checkpoint \(',
+        r'is damaged or not a checkpoint \(',
     ),
     'compressed': (
         lambda: archive(zipfile.ZIP_DEFLATED, 'a/data.pkl'),
@@ -114,7 +120,7 @@ BAD_FILES = {
     ),
     'safetensors': (
         lambda: b'\xff' * 7 + b'\x00{"a":1}',
-        'is damaged or no checkpoint',
+        'is damaged or not a checkpoint',
     ),
     'list': (lambda: saved([1, 2]), 'it holds a list, not weights'),
     'numbers': (
@@ -123,17 +129,17 @@ BAD_FILES = {
     ),
     'numbered': (
         lambda: saved({1: torch.zeros(1)}),
-        'tensor under 1, which is no name',
+        'tensor under 1, which is not a name',
     ),
     'control characters': (
         lambda: saved(changed(**{'a\x1b[2Jb': torch.zeros(1)})),
-        r"it has a tensor under 'a\\x1b\[2Jb', which is no name",
+        r"it has a tensor under 'a\\x1b\[2Jb', which is not a name",
     ),
     'nothing': (lambda: saved({}), 'its state dict is empty'),
-    'averaged alone': (lambda: saved({'model_ema': released()}), 'give --ema'),
+    'averaged only': (lambda: saved({'model_ema': released()}), 'give --ema'),
     'other network': (
         lambda: saved({'layer1.0.conv1.weight': torch.zeros(1)}),
-        'its names, layer1.0.conv1.weight, are those of no PeLK, SLaK, RepLKNet',
+        'its names, layer1.0.conv1.weight, are not those of PeLK, SLaK or RepLKNet',
     ),
     'ConvNeXt': (
         lambda: saved({k: v for k, v in released().items() if 'large' not in k}),
@@ -168,7 +174,7 @@ BAD_FILES = {
         lambda: saved(changed(**{GAMMA: torch.zeros(4, device='meta')})),
         'stages.0.0.gamma is a tensor without values',
     ),
-    'truth values': (
+    'booleans': (
         lambda: saved(changed(**{GAMMA: torch.zeros(4, dtype=torch.bool)})),
         'stages.0.0.gamma is of torch.bool',
     ),
@@ -182,6 +188,7 @@ BAD_FILES = {
 @pytest.mark.parametrize('kind', BAD_FILES)
 def test_bad_files_get_one_sentence(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['tools/convert_checkpoint.py'])
     if kind == 'safetensors':
         pytest.importorskip('safetensors')
     make, message = BAD_FILES[kind]
@@ -205,7 +212,7 @@ def test_bad_files_get_one_sentence(tmp_path, monkeypatch, capsys, kind):
         (['.', 'new.pth'], '. is a folder; give a checkpoint file'),
         (['src.pth', 'dst.pth'], 'dst.pth exists and is kept; .* give --force'),
         (['src.pth', 'new.onnx'], 'new.onnx has none of the endings .pth, .pt, .safe'),
-        (['src.pth', 'no/new.pth'], 'no file in an existing folder'),
+        (['src.pth', 'no/new.pth'], 'not a file in an existing folder'),
         (['src.pth', 'new.pth', '--warm-start', 'pelk-huge'], "has no arch 'huge'"),
         (['src.pth', 'new.pth', '--warm-start', 'pelk-tiny'], 'its channels are'),
     ],
@@ -256,7 +263,9 @@ def test_report_on_screen_and_in_json(tmp_path, monkeypatch, capsys):
     assert report['dropped'].keys() == {'epoch', 'head.weight'}
     assert report['densities']['stages.0.blocks.0.pointwise_conv1.weight'] == 0.5
     assert f'{len(weights) - 1} tensors converted' in out
-    assert 'dropped (what a training run keeps beside the weights): epoch' in out
+    assert (
+        'dropped (what a training run keeps in addition to the weights): epoch' in out
+    )
     assert '0.500 stages.0.blocks.0.pointwise_conv1.weight' in out
     assert str(report['backbone']['arch']['channels']) in out
 
@@ -266,7 +275,7 @@ def test_incomplete_is_written_on_demand(tmp_path, monkeypatch, capsys):
     torch.save(without('stages.1.0.gamma'), 'src.pth')
     argv = ['src.pth', 'dst.pth', '--no-strict', '--json', 'report.json']
     assert tool.main(argv) == 3
-    assert 'dst.pth has what there is' in capsys.readouterr().err
+    assert 'dst.pth has the rest' in capsys.readouterr().err
     assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
     report = json.loads(Path('report.json').read_text())
     assert report['complete'] is False
@@ -295,11 +304,6 @@ def test_warm_start_prints_errors(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_fitting_configs(shared, name, fits, not_fits):
-    from pelk_mm.checkpoints import from_released
-    from pelk_mm.checkpoints.arch import infer_backbone
-    from pelk_mm.checkpoints.convert import Report
-    from pelk_mm.checkpoints.report import fitting_configs
-
     manifest = json.loads((shared / f'golden/manifests/{name}.json').read_text())
     family = 'slak' if 'slak' in name else 'replknet'
     converted = from_released(manifest, family).converted
@@ -308,8 +312,8 @@ def test_fitting_configs(shared, name, fits, not_fits):
     configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
     assert configs >= set(fits)
     assert not configs & set(not_fits)
-    report.whole = True
-    report.converted = {'backbone.a': '', 'decode_head.b': '', 'auxiliary_head.b': ''}
+    names = ('backbone.a', 'decode_head.b', 'auxiliary_head.b')
+    report = replace(report, whole=True, converted=dict.fromkeys(names, ''))
     configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
     assert all(config.startswith('upernet') for config in configs)
     assert fits[0] in configs
@@ -320,7 +324,7 @@ import os, signal, sys
 import torch
 import pelk_mm.files
 from pelk_mm.checkpoints import files
-from pelk_mm.checkpoints.convert import convert_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 torch.set_num_threads(1)
 
@@ -367,7 +371,7 @@ def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
 
 MEMORY = """
 import resource
-from pelk_mm.checkpoints.convert import convert_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,11 +1,12 @@
 """Print parameters and multiply-adds of a config's model by component.
 
-Three ways of counting: as the papers do (dense K x K kernels, times the density),
-as our operators compute, and, with --checkpoint, by the zeros that it really has.
+Counted as the papers do (dense K x K kernels, times the density) and as our operators
+compute; --checkpoint takes the density from the zeros of a file.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
@@ -18,7 +19,8 @@ from pelk_mm.analysis.complexity import (
     image_shape,
     uniform_density,
 )
-from pelk_mm.checkpoints.files import find_weights, read_checkpoint
+from pelk_mm.checkpoints.files import read_checkpoint
+from pelk_mm.checkpoints.weights import find_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,8 +32,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='height and width of the image (default: as the papers, the scale of '
-        "a segmenter's test images or 800 1280)",
+        help="height and width of the image (default: the papers', which is the scale "
+        "of a segmenter's test images, or 800 1280 for a detector)",
     )
     density = parser.add_mutually_exclusive_group()
     density.add_argument(
@@ -70,11 +72,8 @@ def main() -> None:
             density = uniform_density(sparsity)
             zeros = f"{sparsity:.0%} zeros in the backbone's weights"
         sizes = complexity(model, shape, density)
-    except (
-        FileNotFoundError,
-        ValueError,
-    ) as error:  # CheckpointError is one of the latter
-        sys.exit(f'get_flops.py: {error}')
+    except (FileNotFoundError, ValueError) as error:  # CheckpointError is a ValueError
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
     print(format_complexity(sizes))
 

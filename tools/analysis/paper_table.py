@@ -1,12 +1,8 @@
-"""Print the papers' parameters and FLOPs beside ours, as docs/model_zoo.md has them."""
+"""Print the papers' parameters and FLOPs next to ours, as in docs/model_zoo.md."""
 
 import argparse
 import sys
 from pathlib import Path
-
-from pelk_mm.analysis.paper_table import format_tables, replace_tables
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def main() -> None:
@@ -16,14 +12,19 @@ def main() -> None:
         '--write', type=Path, metavar='PAGE', help='put the tables into a page instead'
     )
     args = parser.parse_args()
-    if args.write is None:
-        for line in format_tables(CONFIGS):
-            print(line, flush=True)
-        return
+    # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.analysis.paper_table import format_tables, replace_tables
+    from pelk_mm.configs import config_folder
+
     try:
-        replace_tables(args.write, '\n'.join(format_tables(CONFIGS)))
+        tables = format_tables(config_folder())
+        if args.write is None:
+            for line in tables:
+                print(line, flush=True)
+        else:
+            replace_tables(args.write, '\n'.join(tables))
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'paper_table.py: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        help='the picture (default: sparsity.png beside the checkpoint)',
+        help='the picture (default: sparsity.png next to the checkpoint)',
     )
     return parser.parse_args()
 
@@ -21,8 +21,12 @@ def main() -> None:
     """Write the report."""
     args = parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.analysis.sparsity_report import (
+        draw_histograms,
+        format_table,
+        read_layers,
+    )
     from pelk_mm.checkpoints.files import read_checkpoint, write_output
-    from pelk_mm.sparsity.report import draw_histograms, format_table, read_layers
 
     out = args.out or args.checkpoint.with_name('sparsity.png')
     try:
@@ -31,7 +35,7 @@ def main() -> None:
         with write_output(out) as path:
             draw_histograms(layers, path, args.checkpoint.name)
     except ValueError as error:  # CheckpointError is one
-        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     print(f'Histograms: {out}')
 
 

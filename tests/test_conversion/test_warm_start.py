@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pelk_mm.checkpoints.arch import build_backbone, infer_backbone
 from pelk_mm.checkpoints.files import CheckpointError
-from pelk_mm.checkpoints.warm_start import project_kernel, start_pelk
+from pelk_mm.conversion.infer import build_backbone, infer_backbone
+from pelk_mm.conversion.warm_start import project_kernel, start_pelk
 from pelk_mm.layers import make_sharing_grid
 from pelk_mm.ops import expand_kernel
 
@@ -150,7 +150,7 @@ def test_from_replknet(small, build):
             'huge',
             "no arch 'huge' .* choose one of tiny",
         ),
-        (dict(type='PeLK', arch='tiny'), '', 'a SLaK or a RepLKNet alone'),
+        (dict(type='PeLK', arch='tiny'), '', 'starts only from a SLaK or a RepLKNet'),
     ],
 )
 def test_refusals(cfg, arch, message):

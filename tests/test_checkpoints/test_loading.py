@@ -15,7 +15,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 import pelk_mm
-from pelk_mm.engine import load_weights_only
+from pelk_mm.checkpoints import load_weights_only
 
 
 @pytest.fixture

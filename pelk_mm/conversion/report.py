@@ -1,7 +1,8 @@
 """What a conversion did, for people and for programs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,19 +10,107 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from .convert import Report
-from .files import write_output
+from pelk_mm.checkpoints.files import write_output
 
 Item = TypeVar('Item')
 
-#: Names of a list that are shown; a JSON report has them all.
+#: How many names of a list are shown; a JSON report has all of them.
 SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        source: Path of the file read.
+        sha256: Hash of its bytes.
+        key: Entry of the file that held the weights; None for a bare state dict.
+        family: ``pelk``, ``slak`` or ``replknet``.
+        backbone: Config of the backbone whose weights the result is.
+        whole: Whether the result contains heads.
+        converted: Source name of each of the result's tensors, '' for what was made of
+            none and a list in words for what was made of several.
+        dropped: Reason by source name of what has no place in the result.
+        initial: Reason by name of what the result leaves at its initial values.
+        missing: Names that the backbone has and the source does not.
+        unknown: Source names that neither rules nor backbone know.
+        mismatched: Found and expected shape of tensors that do not fit.
+        densities: Share of non-zeros of each 2-D and 4-D weight, if any is sparse.
+        density: The same over all of them.
+        projection_errors: Relative error of a warm start's kernels, one per stage.
+        written: Path of the result; None if nothing was written.
+    """
+
+    source: str
+    sha256: str = ''
+    key: str | None = None
+    family: str = ''
+    backbone: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    converted: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    mismatched: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    densities: dict[str, float] = field(default_factory=dict)
+    density: float = 1.0
+    projection_errors: list[float] = field(default_factory=list)
+    written: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the backbone has its value and none is left over."""
+        return not (self.missing or self.unknown or self.mismatched)
+
+    def summarise_problems(self) -> str:
+        """See the function of this name."""
+        return summarise_problems(
+            self.missing, self.unknown, self.mismatched, self.backbone['type']
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {'complete': self.complete, **asdict(self)}
+
+
+def summarise_problems(
+    missing: Sequence[str],
+    unknown: Sequence[str],
+    mismatched: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    backbone_type: str,
+) -> str:
+    """What keeps a conversion from being complete, in a phrase; '' if nothing does.
+
+    Args:
+        missing: See `Report`, as for the others.
+        unknown: See `Report`.
+        mismatched: See `Report`.
+        backbone_type: Type of the backbone.
+    """
+    problems = []
+    if missing:
+        problems.append(f'it lacks {shorten(missing)}')
+    if unknown:
+        problems.append(f'nothing has a place for {shorten(unknown)}')
+    for name, (found, expected) in list(mismatched.items())[:1]:
+        problems.append(
+            f'{name} is {tuple(found)} where a {backbone_type} of its size has '
+            f'{tuple(expected)}'
+        )
+    return ', '.join(problems)
+
+
+def shorten(names: Sequence[str], shown: int = 3) -> str:
+    """The first names of a list, and how many there are if that is not all."""
+    return ', '.join(names[:shown]) + f', ... ({len(names)})' * (len(names) > shown)
 
 
 def show_progress(
     items: Iterable[Item], description: str, total: int
 ) -> Iterable[Item]:
-    """Pass items on behind a progress bar on a terminal's standard error."""
+    """Pass items on and show their progress on standard error if it is a terminal."""
     console = Console(stderr=True)
     return track(
         items,
@@ -52,7 +141,7 @@ def fitting_configs(report: Report, folder: Path) -> list[str]:
 
 
 def _sizes(backbone: Mapping[str, Any]) -> str:
-    """What of a backbone's config its weights depend on."""
+    """The part of a backbone's config that its weights depend on."""
     keys = (
         'type',
         'arch',
@@ -64,7 +153,7 @@ def _sizes(backbone: Mapping[str, Any]) -> str:
 
 
 def describe(report: Report, configs: list[str]) -> str:
-    """The report as text, one fact a line."""
+    """The report as text, one fact per line."""
     cfg = report.backbone
     arch = cfg['arch'] if isinstance(cfg['arch'], str) else 'of no named size'
     under = f' under {report.key!r}' if report.key else ''
@@ -97,7 +186,7 @@ def describe(report: Report, configs: list[str]) -> str:
 
 
 def _reasons(what: str, reasons: dict[str, str]) -> list[str]:
-    """A line for each reason with the names that it holds for."""
+    """One line per reason with the names that it holds for."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)

@@ -5,8 +5,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from pelk_mm.checkpoints.deploy import deploy_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.conversion.deploy import deploy_checkpoint
 
 SEGMENTER = """
 default_scope = 'mmseg'
@@ -187,16 +187,16 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ('change', 'message'),
         [
-            (lambda s: s.popitem(), 'lacks 1 tensors'),
+            (lambda s: s.popitem(), r'1 missing tensor \(.*\);'),
             (
                 lambda s: s.update(extra=torch.ones(1)),
-                r'beside the model 1 .*\(extra\)',
+                r'1 unexpected tensor \(extra\);',
             ),
             (
                 lambda s: s.update({next(iter(s)): torch.ones(1)}),
-                'in another shape 1 tensors',
+                r'1 wrongly shaped tensor \(',
             ),
-            (lambda s: s.clear(), r'lacks \d+ tensors \(.*, \.\.\.\)'),
+            (lambda s: s.clear(), r'\d+ missing tensors \(.*, \.\.\.\)'),
         ],
     )
     def test_other_model(self, change, message):
@@ -217,7 +217,7 @@ class TestRefusal:
 
     def test_no_folder(self):
         self.out = self.folder / 'none' / 'deployed.pth'
-        self.refused('no file in an existing folder')
+        self.refused('not a file in an existing folder')
 
     def test_disk_full(self, monkeypatch):
         def save(*_):

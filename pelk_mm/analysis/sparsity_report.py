@@ -1,4 +1,4 @@
-"""How sparse the weights of a checkpoint are, in words and as a picture."""
+"""How sparse the weights of a checkpoint are, as a table and as a picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pelk_mm.checkpoints.files import find_weights
+from pelk_mm.checkpoints.weights import find_weights
 
 #: Colours of the two histograms.
 BLUE, ORANGE = '#4477aa', '#ee7733'
@@ -54,8 +54,8 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
 
     Returns:
         The layers that `DynamicSparsityHook` chose, where the checkpoint says so;
-        otherwise the 2-D and 4-D weights of the backbone, or of everything where
-        nothing is called a backbone.
+        otherwise the 2-D and 4-D weights of the backbone, or of the whole checkpoint
+        if no name starts with ``backbone.``.
 
     Raises:
         ValueError: If there are none.
@@ -83,7 +83,7 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
 
 
 def format_table(layers: Sequence[Layer]) -> str:
-    """One line a layer and one for all of them."""
+    """One line per layer and one for all of them."""
     width = max(len('layer'), *(len(layer.name) for layer in layers))
     lines = [
         f'{"layer":{width}}  {"shape":>18}  {"weights":>11}  {"non-zero":>11}  density'

@@ -10,9 +10,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 from pelk_mm.checkpoints import detect_family, from_released
-from pelk_mm.checkpoints.arch import build_backbone, infer_backbone
-from pelk_mm.checkpoints.convert import convert_checkpoint
 from pelk_mm.checkpoints.files import CheckpointError, read_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
+from pelk_mm.conversion.infer import build_backbone, infer_backbone
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 MANIFESTS = {
@@ -73,8 +73,8 @@ def test_wrappers_and_prefixes(build, small, convert, family, wrapper):
     assert same(written['state_dict'], model.state_dict())
     build(written['meta']['backbone']).load_state_dict(written['state_dict'])
     assert written['meta']['source']['sha256'] == report.sha256
-    beside = {'epoch', 'args'} | ({'model'} if wrapper == 'model_ema' else set())
-    assert set(report.dropped) == beside & set(content)
+    others = {'epoch', 'args'} | ({'model'} if wrapper == 'model_ema' else set())
+    assert set(report.dropped) == others & set(content)
 
 
 def test_older_format_of_torch_save(small, save, tmp_path):
@@ -284,6 +284,19 @@ def test_whole_model_warm_starts_with_its_heads(small, convert):
     assert same({key: weights[key] for key in heads}, heads)
 
 
+def test_two_names_for_one_tensor_of_a_head(small, convert):
+    _, released = small()
+    heads = ('bbox_head.fcos_cls.weight', 'bbox_head.conv_cls.weight', 'extra.weight')
+    content = {name: torch.full((1,), float(i)) for i, name in enumerate(heads)}
+    content |= {f'backbone.{name}': value for name, value in released.items()}
+    report, _ = convert({'state_dict': content})
+    assert report.unknown == list(heads[1:])
+    _, written = convert({'state_dict': content}, strict=False)
+    assert written['state_dict']['bbox_head.conv_cls.weight'] == 0
+    # The backbone comes first, whatever the order of the source.
+    assert list(written['state_dict'])[-1] == 'bbox_head.conv_cls.weight'
+
+
 def test_whole_model_without_output_norms_is_damaged(small, convert):
     _, content = whole_model('upernet_slak_t_ade20k.py', 'slak', small)
     for name in [name for name in content['state_dict'] if '.norm' in name[:14]]:
@@ -341,9 +354,7 @@ def test_incomplete(small, convert, change, problem):
     report, written = convert(released, strict=False)
     assert not report.complete
     assert len(written['state_dict']) >= len(released) - 1
-    with pytest.raises(
-        CheckpointError, match='PeLK starts from complete weights alone'
-    ):
+    with pytest.raises(CheckpointError, match='PeLK starts from complete weights only'):
         convert(released, strict=False, warm_start='pelk')
 
 
@@ -356,7 +367,7 @@ def test_incomplete(small, convert, change, problem):
         (dict(official=True, warm_start='pelk'), 'no released PeLK names'),
     ],
 )
-def test_wishes_that_cannot_be_met(small, convert, kwargs, message):
+def test_options_that_do_not_fit_the_source(small, convert, kwargs, message):
     with pytest.raises(CheckpointError, match=message):
         convert(small()[1], **kwargs)
 

@@ -1,4 +1,4 @@
-"""A trained segmenter or detector with its backbone in the deployment form."""
+"""Bring the backbone of a trained segmenter or detector into its deployment form."""
 
 import warnings
 from collections import Counter
@@ -11,25 +11,24 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from pelk_mm.backbones import LargeKernelBackbone
-
-from .files import (
+from pelk_mm.checkpoints.files import (
     CheckpointError,
     check_destination,
-    find_weights,
     read_checkpoint,
     write_checkpoint,
 )
+from pelk_mm.checkpoints.weights import find_weights
 
 #: Side of the random image on which the two forms are compared.
 PROBE_SIZE = 128
-#: Entry of a result's ``meta`` that tells it from a checkpoint in training form.
+#: Entry of ``meta`` that marks a checkpoint in deployment form.
 DEPLOYED = 'backbone_deployed'
 #: Largest difference between the two forms, relative to a map's largest value.
 TOLERANCE = 1e-4
 
 
 class DeployError(CheckpointError):
-    """A config or checkpoint that no deployment form can be made of."""
+    """A config or checkpoint that cannot be brought into the deployment form."""
 
 
 class DeployReport(NamedTuple):
@@ -65,14 +64,13 @@ def deploy_checkpoint(
 
     Raises:
         CheckpointError: If a file cannot be read or written; nothing is left then.
-        DeployError: If the config or the checkpoint does not serve.
+        DeployError: If config and checkpoint do not describe one trained model.
     """
     out = Path(out)
     check_destination(out, force)
-    cfg, model = _build(Path(config))
+    cfg, model, backbone = _build(Path(config))
     content = _load(checkpoint)
     _fill(model, content['state_dict'], checkpoint)
-    backbone = model.backbone
     report = _switch(backbone)
     cfg.model.backbone.deploy = True
     meta = {**content['meta'], 'cfg': cfg.pretty_text, DEPLOYED: True}
@@ -80,14 +78,16 @@ def deploy_checkpoint(
     return report
 
 
-def _build(path: Path) -> tuple[Config, nn.Module]:
-    """The config and its model, whose backbone is one of ours and in training form."""
+def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
+    """Build a config's model, whose backbone is one of ours in its training form."""
     if not path.is_file():
         raise DeployError(f'config {path} does not exist')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # whatever the code of a config raises
-        raise DeployError(f'config {path} cannot be read: {_said(error)}') from error
+        raise DeployError(
+            f'config {path} cannot be read: {_first_line(error)}'
+        ) from error
     if not isinstance(cfg.get('model'), dict) or 'backbone' not in cfg.model:
         raise DeployError(f'config {path} has no model with a backbone')
     if cfg.model.backbone.get('deploy'):
@@ -98,11 +98,11 @@ def _build(path: Path) -> tuple[Config, nn.Module]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # on losses, which are of no use here
+            warnings.simplefilter('ignore')  # about losses, which are not used here
             model = MODELS.build(cfg.model)
     except Exception as error:  # whatever the constructors of its parts raise
         raise DeployError(
-            f'the model of config {path} cannot be built: {_said(error)}'
+            f'the model of config {path} cannot be built: {_first_line(error)}'
         ) from error
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, LargeKernelBackbone):
@@ -110,16 +110,16 @@ def _build(path: Path) -> tuple[Config, nn.Module]:
             f'the backbone of config {path} is {type(backbone).__name__}, which '
             'has no deployment form; PeLK, SLaK and RepLKNet have one'
         )
-    return cfg, model.eval()
+    return cfg, model.eval(), backbone
 
 
-def _said(error: Exception) -> str:
-    """An exception's words, cut to the first line of them."""
+def _first_line(error: Exception) -> str:
+    """First line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's content, with a state dict in it."""
+    """A checkpoint's content with its weights under ``state_dict``."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise DeployError(f'{path} holds a {type(content).__name__}, not a state dict')
@@ -138,9 +138,9 @@ def _fill(
     """Load a state dict that must have exactly the model's names and shapes."""
     own = model.state_dict()
     problems = {
-        'lacks': sorted(set(own) - set(state_dict)),
-        'has beside the model': sorted(set(state_dict) - set(own)),
-        'has in another shape': sorted(
+        'missing': sorted(set(own) - set(state_dict)),
+        'unexpected': sorted(set(state_dict) - set(own)),
+        'wrongly shaped': sorted(
             name
             for name in set(own) & set(state_dict)
             if getattr(state_dict[name], 'shape', None) != own[name].shape
@@ -150,9 +150,9 @@ def _fill(
         if names:
             shown = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
             raise DeployError(
-                f'{checkpoint} does not fit the config: it {what} '
-                f'{len(names)} tensors ({shown}); give the config that it was '
-                'trained with'
+                f'{checkpoint} does not fit the config: {len(names)} {what} '
+                f'{"tensor" if len(names) == 1 else "tensors"} ({shown}); give the '
+                'config that it was trained with'
             )
     model.load_state_dict(state_dict)
 

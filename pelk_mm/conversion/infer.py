@@ -1,4 +1,4 @@
-"""Which backbone a state dict belongs to, by its names and shapes."""
+"""Infer the backbone that a state dict belongs to from its names and shapes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,49 +7,44 @@ from typing import Any
 import torch
 
 from pelk_mm import backbones
+from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.checkpoints.rules import BACKBONE_TYPES
 from pelk_mm.layers import make_sharing_grid
 
-from .files import CheckpointError
-
 Shapes = Mapping[str, tuple[int, ...]]
-
-#: The backbone of each family.
-BACKBONES = {'pelk': 'PeLK', 'slak': 'SLaK', 'replknet': 'RepLKNet'}
 
 
 def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
     """Config of the backbone that tensors of these names and shapes belong to.
 
-    A few tensors decide; whether the others fit is for the caller to compare with
-    `build_backbone`.
+    A few tensors decide; the caller compares the others with `build_backbone`.
 
     Args:
         shapes: Shape of each tensor by this package's name, without prefix.
         family: ``pelk``, ``slak`` or ``replknet``.
 
     Returns:
-        Config with ``type``, ``arch``, a name if there is one of these sizes and a
-        dict if not, and whatever else is not as by default.
+        Config with ``type``, ``arch`` (a name if there is one of these sizes and a
+        dict if not) and every other argument that differs from its default.
 
     Raises:
         CheckpointError: If a tensor that decides is missing or has another rank.
     """
-    shapes = _Shapes(shapes)
-    cfg: dict[str, Any] = dict(type=BACKBONES[family])
-    settings = {'pelk': _pelk, 'slak': _slak, 'replknet': _replknet}[family](
-        shapes, cfg
-    )
+    layout = _Layout(shapes)
+    cfg: dict[str, Any] = dict(type=BACKBONE_TYPES[family])
+    infer = {'pelk': _pelk, 'slak': _slak, 'replknet': _replknet}[family]
+    settings = infer(layout, cfg)
     cfg['arch'] = simplify_arch(family, settings)
-    if len(shapes.blocks) != 4:
-        cfg['out_indices'] = tuple(shapes.stages())
+    if len(layout.blocks) != 4:
+        cfg['out_indices'] = tuple(layout.stages())
     return cfg
 
 
 def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
-    """The backbone of a config on the meta device, shapes without memory.
+    """Build the backbone of a config on the meta device, shapes without memory.
 
     Raises:
-        CheckpointError: If there can be no such backbone.
+        CheckpointError: If the config's sizes contradict each other.
     """
     kwargs = {key: value for key, value in cfg.items() if key != 'type'}
     try:
@@ -57,7 +52,7 @@ def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
             return getattr(backbones, cfg['type'])(**kwargs)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f'its tensors are those of no {cfg["type"]}: {str(error).splitlines()[0]}'
+            f'its tensors make no valid {cfg["type"]}: {str(error).splitlines()[0]}'
         ) from error
 
 
@@ -72,8 +67,8 @@ def stage_settings(cfg: dict[str, Any]) -> dict[str, Any]:
     return arch
 
 
-class _Shapes:
-    """Shapes by name, with questions that say what is missing."""
+class _Layout:
+    """Shapes by name, and the stages and blocks that the names have."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
@@ -82,11 +77,14 @@ class _Shapes:
             match = re.match(r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.', name)
             if match:
                 blocks.setdefault(int(match[1]), set()).add(int(match[2]))
-        #: Blocks of each stage. Numbers are counted, not trusted: one wild number
-        #: must not ask for a million blocks.
+        #: Blocks of each stage. The numbers in names are counted, not trusted: one
+        #: wild number must not ask for a million blocks.
         self.blocks = [len(blocks.get(i, ())) for i in range(len(blocks))]
         if not self.blocks or 0 in self.blocks:
-            raise CheckpointError('its names make no row of stages with blocks')
+            raise CheckpointError(
+                'cannot infer the architecture: its names have no consecutive stages '
+                'with blocks'
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -95,60 +93,63 @@ class _Shapes:
         return iter(self.shapes)
 
     def stages(self) -> range:
+        """Numbers of the stages."""
         return range(len(self.blocks))
 
-    def get(self, name: str, rank: int) -> tuple[int, ...]:
+    def require(self, name: str, rank: int) -> tuple[int, ...]:
+        """Shape of a tensor that must be there, of this rank and not empty."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != rank or 0 in shape:
             found = 'is missing' if shape is None else f'has shape {tuple(shape)}'
-            raise CheckpointError(f'no size can be told, since {name} {found}')
+            raise CheckpointError(f'cannot infer the architecture: {name} {found}')
         return tuple(shape)
 
-    def mixer(self, stage: int, branch: str, block_step: int = 1) -> tuple | None:
+    def mixer(
+        self, stage: int, branch: str, block_step: int = 1
+    ) -> tuple[int, ...] | None:
         """Shape of a branch's kernel in the first block that has one, or None."""
         for block in range(0, self.blocks[stage], block_step):
             for end in ('conv.weight', 'weight'):
                 name = f'stages.{stage}.blocks.{block}.mixer.{branch}.{end}'
                 if name in self.shapes:
-                    return self.get(name, 4)
+                    return self.require(name, 4)
         return None
 
     def merged(self, branch: str) -> bool:
+        """Whether the token mixers are in their deployment form."""
         return any(name.endswith(f'mixer.{branch}.weight') for name in self.shapes)
 
 
-def _convnext_settings(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
-    """What PeLK and SLaK have in common."""
-    if not any(re.fullmatch(r'stages\.0\..*\.norm\.weight', name) for name in shapes):
+def _convnext_settings(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
+    """Settings that PeLK and SLaK have in common."""
+    if not any(re.fullmatch(r'stages\.0\..*\.norm\.weight', name) for name in layout):
         raise CheckpointError(
             'its blocks have no norms; if it is the deployment form of a RepLKNet, it '
             'needs no conversion'
         )
     channels = [
-        shapes.get(f'downsample_layers.{i}.{min(i, 1)}.weight', 4)[0]
-        for i in shapes.stages()
+        layout.require(f'downsample_layers.{i}.{min(i, 1)}.weight', 4)[0]
+        for i in layout.stages()
     ]
-    in_channels = shapes.get('downsample_layers.0.0.weight', 4)[1]
+    in_channels = layout.require('downsample_layers.0.0.weight', 4)[1]
     if in_channels != 3:
         cfg['in_channels'] = in_channels
-    if not any(name.endswith('.gamma') for name in shapes):
+    if not any(name.endswith('.gamma') for name in layout):
         cfg['layer_scale_init_value'] = 0
-    return dict(channels=channels, depths=shapes.blocks)
+    return dict(channels=channels, depths=layout.blocks)
 
 
-def _required(shape: tuple | None, what: str) -> tuple[int, ...]:
+def _require_large_kernel(shape: tuple[int, ...] | None) -> tuple[int, ...]:
     if shape is None:
-        raise CheckpointError(f'its blocks have no {what}, as those of ConvNeXt')
+        raise CheckpointError('its blocks have no large kernel, as those of ConvNeXt')
     return shape
 
 
-def _slak(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
-    settings = _convnext_settings(shapes, cfg)
-    decomposed = shapes.mixer(0, 'vertical') is not None
+def _slak(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
+    settings = _convnext_settings(layout, cfg)
+    decomposed = layout.mixer(0, 'vertical') is not None
     branch = 'vertical' if decomposed else 'large'
-    kernels = [
-        _required(shapes.mixer(i, branch), 'large kernel') for i in shapes.stages()
-    ]
+    kernels = [_require_large_kernel(layout.mixer(i, branch)) for i in layout.stages()]
     settings['kernel_sizes'] = [kernel[2] for kernel in kernels]
     if any(
         kernel[0] != width
@@ -159,58 +160,58 @@ def _slak(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
             f'stages of {settings["channels"]}; if it is the deployment form of a '
             'PeLK, it needs no conversion'
         )
-    if shapes.merged(branch):
+    if layout.merged(branch):
         cfg['small_kernel_merged'] = True
     if decomposed:
         settings['small_kernel'] = kernels[0][3]
     else:
         settings['decomposed'] = False
-        _set_small_kernel(shapes, cfg, settings)
+        _set_small_kernel(layout, cfg, settings)
     return settings
 
 
-def _replknet(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
+def _replknet(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     channels = [
-        shapes.get(f'downsample_layers.{i}.0.conv.weight', 4)[0]
-        for i in shapes.stages()
+        layout.require(f'downsample_layers.{i}.0.conv.weight', 4)[0]
+        for i in layout.stages()
     ]
     kernels = [
-        _required(shapes.mixer(i, 'large', 2), 'large kernel') for i in shapes.stages()
+        _require_large_kernel(layout.mixer(i, 'large', 2)) for i in layout.stages()
     ]
     settings = dict(
         channels=channels,
-        depths=[-(-blocks // 2) for blocks in shapes.blocks],
+        depths=[-(-blocks // 2) for blocks in layout.blocks],
         kernel_sizes=[kernel[2] for kernel in kernels],
         dw_ratio=kernels[0][0] / channels[0],
-        ffn_ratio=shapes.get('stages.0.blocks.1.pointwise_conv1.conv.weight', 4)[0]
+        ffn_ratio=layout.require('stages.0.blocks.1.pointwise_conv1.conv.weight', 4)[0]
         / channels[0],
     )
-    in_channels = shapes.get('downsample_layers.0.0.conv.weight', 4)[1]
+    in_channels = layout.require('downsample_layers.0.0.conv.weight', 4)[1]
     if in_channels != 3:
         cfg['in_channels'] = in_channels
-    if shapes.merged('large'):
+    if layout.merged('large'):
         cfg['small_kernel_merged'] = True
-    _set_small_kernel(shapes, cfg, settings)
+    _set_small_kernel(layout, cfg, settings)
     # The classifier of XL has no output norms, but every dense-prediction model of
     # it has.
-    if 'norm0.weight' in shapes or simplify_arch('replknet', settings) == 'XL':
+    if 'norm0.weight' in layout or simplify_arch('replknet', settings) == 'XL':
         cfg['norm_intermediate_features'] = True
     return settings
 
 
 def _set_small_kernel(
-    shapes: _Shapes, cfg: dict[str, Any], settings: dict[str, Any]
+    layout: _Layout, cfg: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """The dense form's small kernel, of which a merged model has no trace."""
+    """Set the dense form's small kernel, which a merged model does not show."""
     if 'small_kernel_merged' not in cfg:
-        small = shapes.mixer(0, 'small')
+        small = layout.mixer(0, 'small')
         settings['small_kernel'] = small[2] if small else None
 
 
-def _pelk(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
-    settings = _convnext_settings(shapes, cfg)
+def _pelk(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
+    settings = _convnext_settings(layout, cfg)
     embeddings = [
-        shapes.get(f'stages.{i}.position_embedding', 3) for i in shapes.stages()
+        layout.require(f'stages.{i}.position_embedding', 3) for i in layout.stages()
     ]
     settings['kernel_sizes'] = [embedding[1] for embedding in embeddings]
     ratio = 3 / 8
@@ -218,22 +219,22 @@ def _pelk(shapes: _Shapes, cfg: dict[str, Any]) -> dict[str, Any]:
         if int(width * ratio) != embedding[0]:
             ratio = embedding[0] / width
     settings['conv_ratio'] = ratio
-    small = shapes.mixer(0, 'small')
+    small = layout.mixer(0, 'small')
     settings['small_kernel'] = small[2] if small else None
-    if 'stages.0.blocks.0.mixer.large.norm.weight' in shapes:
+    if 'stages.0.blocks.0.mixer.large.norm.weight' in layout:
         cfg['norm_cfg'] = dict(type='BN')
-    return settings | dict(central_radius=_central_radius(shapes, settings))
+    return settings | dict(central_radius=_central_radius(layout, settings))
 
 
-def _central_radius(shapes: _Shapes, settings: dict[str, Any]) -> int | list[int]:
+def _central_radius(layout: _Layout, settings: dict[str, Any]) -> int | list[int]:
     """Radius of the stages' fine-grained centres.
 
-    Several radii can make the same number of cells. A named architecture's comes
-    first, then the smallest that all stages can share.
+    Several radii can make the same number of cells. A named architecture's is
+    preferred, then the smallest that all stages can share.
     """
     radii = []
     for i, size in enumerate(settings['kernel_sizes']):
-        cells = _required(shapes.mixer(i, 'large'), 'large kernel')[2]
+        cells = _require_large_kernel(layout.mixer(i, 'large'))[2]
         radii.append(
             [
                 radius
@@ -252,10 +253,10 @@ def _central_radius(shapes: _Shapes, settings: dict[str, Any]) -> int | list[int
             simplify_arch('pelk', settings | dict(central_radius=radius)), str
         ):
             return radius
-    return shared[0] if shared else [options[0] for options in radii]
+    return shared[0] if shared else [candidates[0] for candidates in radii]
 
 
-#: Settings of an ``arch`` dict and what leaving them out means.
+#: Optional settings of an ``arch`` dict and their defaults.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'pelk': dict(conv_ratio=3 / 8, small_kernel=None),
     'slak': dict(small_kernel=5, decomposed=True),
@@ -268,10 +269,10 @@ def simplify_arch(family: str, settings: dict[str, Any]) -> str | dict[str, Any]
 
     Args:
         family: ``pelk``, ``slak`` or ``replknet``.
-        settings: An ``arch`` dict without ``width_factor``. What it leaves out fits
-            any: a merged model does not tell its ``small_kernel``.
+        settings: An ``arch`` dict without ``width_factor``. A setting that it lacks
+            matches any value: a merged model does not show its ``small_kernel``.
     """
-    cls = getattr(backbones, BACKBONES[family])
+    cls = getattr(backbones, BACKBONE_TYPES[family])
     defaults = _DEFAULTS[family]
     for name in cls.arch_settings:
         named = defaults | stage_settings(dict(type=cls.__name__, arch=name))
@@ -285,7 +286,7 @@ def simplify_arch(family: str, settings: dict[str, Any]) -> str | dict[str, Any]
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that compare: lists, and a radius for each stage."""
+    """Settings in a form that compares: lists, and one radius per stage."""
     plain = {
         key: list(value) if isinstance(value, (list, tuple)) else value
         for key, value in settings.items()

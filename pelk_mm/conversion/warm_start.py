@@ -1,7 +1,7 @@
-"""PeLK started from the weights of a SLaK or a RepLKNet.
+"""Start a PeLK from the weights of a SLaK or a RepLKNet.
 
 No PeLK weights were ever released. SLaK has PeLK's widths and depths by design and
-differs in the token mixer alone, so everything else is copied and the mixer's kernels
+differs only in the token mixer, so everything else is copied and the mixer's kernels
 are projected on the sharing grid.
 """
 
@@ -14,27 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelk_mm.backbones import PeLK
+from pelk_mm.checkpoints.files import CheckpointError
 from pelk_mm.layers import add_centred, fold_norm
 from pelk_mm.ops import box_sum, expand_kernel
 
-from .arch import build_backbone, simplify_arch, stage_settings
-from .files import CheckpointError
+from .infer import build_backbone, simplify_arch, stage_settings
 
 #: Radius of the fine-grained centre that the paper's plain variants have.
 CENTRAL_RADIUS = 2
 
-#: Names that make up a tensor, and the tensor.
-Taken = dict[str, tuple[list[str], Tensor]]
+#: PeLK's tensors by name, each with the names of the source's tensors that made it.
+Made = dict[str, tuple[list[str], Tensor]]
 
 
 class WarmStart(NamedTuple):
-    """Where a PeLK starts from.
+    """The weights that a PeLK starts from.
 
     Attributes:
         backbone: Its config.
         tensors: Its weights by name.
         origins: For each of them the source's tensors that it was made of.
-        initial: Names of what keeps its initial value.
+        initial: Names of parameters and buffers that keep their initial values.
         errors: ``|w - projected w| / |w|`` over the kernels of each stage.
     """
 
@@ -51,15 +51,15 @@ def project_kernel(
     """Least-squares projection of dense kernels on a sharing grid.
 
     The parameter nearest to a rectangle's values is their mean. A kernel smaller than
-    the grid's is taken as zero around its edge, of a larger one the centre.
+    the grid's is padded with zeros, a larger one is cropped to its centre.
 
     Args:
         kernel: Kernels of shape (..., k, k), k odd.
-        sharing_grid: Cell sizes along either axis, K in sum.
+        sharing_grid: Cell sizes along either axis, with sum K.
 
     Returns:
         Parameters of shape (..., k', k'), and the squared error summed over all
-        kernels, what a larger one loses at its edge included.
+        kernels, including what a larger kernel loses at its edge.
     """
     edge = (sum(sharing_grid) - kernel.shape[-1]) // 2
     fitted = F.pad(kernel, (edge,) * 4)  # a negative edge crops
@@ -73,12 +73,12 @@ def project_kernel(
 def start_pelk(
     tensors: Mapping[str, Tensor], backbone: dict[str, Any], arch: str = ''
 ) -> WarmStart:
-    """Make the weights of a PeLK of those of a SLaK or RepLKNet.
+    """Make the weights of a PeLK from those of a SLaK or RepLKNet.
 
-    From SLaK all but the token mixers is copied. From RepLKNet, whose blocks differ,
-    come the kernels and the FFNs' pointwise layers with the BatchNorms behind them
-    folded; scale and shift of the BatchNorm before them go into the LayerNorm, and
-    the layer scale is 1. In either case the mixer's branches are folded, summed to
+    From SLaK everything except the token mixers is copied. From RepLKNet, whose blocks
+    differ, come the kernels and the FFNs' pointwise layers with the BatchNorms after
+    them folded; scale and shift of the BatchNorm before them go into the LayerNorm,
+    and the layer scale is 1. In either case the mixer's branches are folded, summed to
     one dense kernel and projected on the grid for the channels that PeLK convolves.
     What the branches' norms add per channel is lost: PeLK's mixer has no bias, and
     its positional embedding starts at zero.
@@ -94,14 +94,15 @@ def start_pelk(
             are not those of the arch.
     """
     if backbone['type'] not in ('SLaK', 'RepLKNet'):
-        raise CheckpointError('a PeLK starts from a SLaK or a RepLKNet alone')
+        raise CheckpointError('a PeLK starts only from a SLaK or a RepLKNet')
     target = _target(backbone, arch)
     model = build_backbone(target)
     expected = model.state_dict()
     step = 1 if backbone['type'] == 'SLaK' else 2
-    taken = (_from_slak if step == 1 else _from_replknet)(tensors)
+    made = (_from_slak if step == 1 else _from_replknet)(tensors)
     errors = []
-    for i, stage in enumerate(model.stages):
+    stages: Any = model.stages
+    for i, stage in enumerate(stages):
         embedding = stage.position_embedding
         error = norm = 0.0
         for j, block in enumerate(stage.blocks):
@@ -119,16 +120,16 @@ def start_pelk(
             norm += kernel.square().sum().item()
             names = [name for name in tensors if name.startswith(prefix)]
             dtype = tensors[names[0]].dtype
-            taken[f'stages.{i}.blocks.{j}.mixer.large.conv.weight'] = (
+            made[f'stages.{i}.blocks.{j}.mixer.large.conv.weight'] = (
                 names,
                 parameters.to(dtype),
             )
         errors.append((error / norm) ** 0.5 if norm else 0.0)
-        taken[f'stages.{i}.position_embedding'] = (
+        made[f'stages.{i}.position_embedding'] = (
             [],
             torch.zeros(embedding.shape, dtype=dtype),
         )
-    for name, (names, tensor) in taken.items():
+    for name, (names, tensor) in made.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f'its {names[0]} makes a tensor of shape {tuple(tensor.shape)}, '
@@ -136,23 +137,23 @@ def start_pelk(
             )
     return WarmStart(
         target,
-        {name: tensor for name, (_, tensor) in taken.items()},
-        {name: names for name, (names, _) in taken.items()},
-        [name for name in expected if name not in taken],
+        {name: tensor for name, (_, tensor) in made.items()},
+        {name: names for name, (names, _) in made.items()},
+        [name for name in expected if name not in made],
         errors,
     )
 
 
 def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
-    """Config of the PeLK to start.
+    """Config of the PeLK that is started.
 
     Raises:
         CheckpointError: If the source has other widths or depths, or there is no
             such ``arch``.
     """
     source = stage_settings(backbone)
-    kept = ('in_channels', 'layer_scale_init_value', 'out_indices')
-    target = dict(type='PeLK') | {k: backbone[k] for k in kept if k in backbone}
+    same = ('in_channels', 'layer_scale_init_value', 'out_indices')
+    target = dict(type='PeLK') | {k: backbone[k] for k in same if k in backbone}
     if not arch:
         settings = {key: source[key] for key in ('channels', 'depths', 'kernel_sizes')}
         settings['central_radius'] = CENTRAL_RADIUS
@@ -173,8 +174,8 @@ def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
     return target
 
 
-def _from_slak(tensors: Mapping[str, Tensor]) -> Taken:
-    """Everything but the token mixers, as it is."""
+def _from_slak(tensors: Mapping[str, Tensor]) -> Made:
+    """Copy everything except the token mixers."""
     return {
         name: ([name], tensor)
         for name, tensor in tensors.items()
@@ -182,9 +183,9 @@ def _from_slak(tensors: Mapping[str, Tensor]) -> Taken:
     }
 
 
-def _from_replknet(tensors: Mapping[str, Tensor]) -> Taken:
-    """The FFNs' pointwise layers; an FFN is the second block of a layer."""
-    taken: Taken = {}
+def _from_replknet(tensors: Mapping[str, Tensor]) -> Made:
+    """Fold the FFNs' pointwise layers; an FFN is the second block of a layer."""
+    made: Made = {}
     for name in tensors:
         match = re.fullmatch(
             r'stages\.(\d+)\.blocks\.(\d+)\.pointwise_conv1\.conv\.weight', name
@@ -195,7 +196,7 @@ def _from_replknet(tensors: Mapping[str, Tensor]) -> Taken:
         target = f'stages.{match[1]}.blocks.{int(match[2]) // 2}.'
         for end in ('weight', 'bias'):
             norm = f'{source}pointwise_conv1.pre_norm.{end}'
-            taken[f'{target}norm.{end}'] = ([norm], tensors[norm])
+            made[f'{target}norm.{end}'] = ([norm], tensors[norm])
         for layer in ('pointwise_conv1', 'pointwise_conv2'):
             weight, bias = _folded(tensors, f'{source}{layer}.')
             names = [
@@ -203,14 +204,14 @@ def _from_replknet(tensors: Mapping[str, Tensor]) -> Taken:
                 for name in tensors
                 if name.startswith((f'{source}{layer}.conv.', f'{source}{layer}.norm.'))
             ]
-            taken[f'{target}{layer}.weight'] = (names, weight.flatten(1))
-            taken[f'{target}{layer}.bias'] = (names, bias)
-        taken[f'{target}gamma'] = ([], torch.ones_like(bias))
-    return taken
+            made[f'{target}{layer}.weight'] = (names, weight.flatten(1))
+            made[f'{target}{layer}.bias'] = (names, bias)
+        made[f'{target}gamma'] = ([], torch.ones_like(bias))
+    return made
 
 
 def _dense_kernel(tensors: Mapping[str, Tensor], mixer: str) -> Tensor:
-    """The kernel that a token mixer's branches amount to, (C, 1, K, K) in float64."""
+    """Sum a token mixer's branches to one kernel, (C, 1, K, K) in float64."""
     kernels = []
     for branch in ('vertical', 'horizontal', 'large', 'small'):
         if any(name.startswith(f'{mixer}{branch}.') for name in tensors):
@@ -224,7 +225,7 @@ def _dense_kernel(tensors: Mapping[str, Tensor], mixer: str) -> Tensor:
 
 
 def _folded(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the BatchNorm behind it, if any."""
+    """Weight and bias of a convolution with the BatchNorm after it folded, if any."""
     if f'{prefix}weight' in tensors:  # merged already
         return tensors[f'{prefix}weight'], tensors[f'{prefix}bias']
     weight = tensors[f'{prefix}conv.weight']

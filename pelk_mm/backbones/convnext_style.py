@@ -1,0 +1,93 @@
+"""ConvNeXt's pyramid around a token mixer, which PeLK and SLaK share.
+
+Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from pelk_mm.layers import ConvNeXtBlock, LayerNorm2d
+
+from .base import LargeKernelBackbone, Stage
+
+
+class ConvNeXtStyleBackbone(LargeKernelBackbone):
+    """A pyramid of `ConvNeXtBlock` stages.
+
+    Stem: 4 x 4 convolution of stride 4, LayerNorm. Downsampling: LayerNorm, 2 x 2
+    convolution of stride 2. A LayerNorm follows each output.
+
+    Args:
+        settings: ``channels`` and ``depths`` (blocks) of each stage, and optionally
+            ``width_factor``, which multiplies the channels and rounds them down.
+        make_mixer: Makes a token mixer from the number of its stage and its width.
+        make_stage: Makes a stage from its blocks; None for a plain `Stage`.
+        in_channels: Channels of the images.
+        drop_path_rate: Probability of dropping the last block's branch; it rises
+            linearly from 0 at the first.
+        layer_scale_init_value: Initial layer scale; 0 for none. The deployment form
+            has it in the pointwise layer.
+        init_cfg: mmengine's initialisation config; by default truncated-normal
+            weights (std 0.02).
+        kwargs: Arguments of `LargeKernelBackbone`.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        make_mixer: Callable[[int, int], nn.Module],
+        make_stage: Callable[[Sequence[nn.Module]], Stage] | None = None,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        factor = settings.get('width_factor', 1.0)
+        channels = [int(width * factor) for width in settings['channels']]
+        super().__init__(
+            channels,
+            settings['depths'],
+            init_cfg=init_cfg
+            or dict(
+                type='TruncNormal',
+                layer=['Conv2d', 'Linear', 'DepthwiseConv2d', 'PeripheralConv2d'],
+                std=0.02,
+            ),
+            **kwargs,
+        )
+        rates = self._drop_path_rates(drop_path_rate)
+        for i, width in enumerate(channels):
+            if i == 0:
+                downsample = nn.Sequential(
+                    nn.Conv2d(in_channels, width, 4, stride=4), LayerNorm2d(width)
+                )
+            else:
+                downsample = nn.Sequential(
+                    LayerNorm2d(channels[i - 1]),
+                    nn.Conv2d(channels[i - 1], width, 2, stride=2),
+                )
+            self.downsample_layers.append(downsample)
+            blocks = [
+                ConvNeXtBlock(
+                    width,
+                    make_mixer(i, width),
+                    next(rates),
+                    0 if self.deploy else layer_scale_init_value,
+                )
+                for _ in range(self.depths[i])
+            ]
+            self.stages.append(
+                Stage(blocks, self.with_cp)
+                if make_stage is None
+                else make_stage(blocks)
+            )
+            if i in self.out_indices:
+                self.add_module(f'norm{i}', LayerNorm2d(width))
+        self._freeze_stages()
+
+    def min_map_size(self, stage: int) -> int:
+        """Least height and width that the downsampling before a stage needs."""
+        return 4 if stage == 0 else 2

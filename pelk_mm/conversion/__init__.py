@@ -1,0 +1,1 @@
+"""What builds models from checkpoints: conversion, warm start, deployment."""

@@ -5,17 +5,16 @@ configs and from the papers' tables.
 """
 
 import argparse
-from pathlib import Path
-
-from pelk_mm.analysis.metafiles import write_metafiles
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def main() -> None:
     """Count and write."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    write_metafiles(CONFIGS)
+    # After the arguments: a wrong one should not wait for torch to load.
+    from pelk_mm.analysis.metafiles import write_metafiles
+    from pelk_mm.configs import config_folder
+
+    write_metafiles(config_folder())
 
 
 if __name__ == '__main__':

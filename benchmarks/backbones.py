@@ -1,18 +1,17 @@
-"""Time whole models with the fast operators against plain `nn.Conv2d`.
+"""Time whole models with the fast operators against plain nn.Conv2d.
 
 Both versions are the same model with the same weights: the plain one calls torch's
-convolution on the expanded kernels instead of `pelk_mm.ops`. They take turns in one
-run. `docs/performance.md` quotes the table.
+convolution on the expanded kernels instead of pelk_mm.ops. They take turns in one run.
+docs/performance.md quotes the table.
 
     python benchmarks/backbones.py              training steps of backbones and UperNets
     python benchmarks/backbones.py --forward    inference
 """
 
-import argparse
 import contextlib
+import functools
 import json
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +22,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
-from ops import processor, timed
+from timing import make_parser, prepare, seconds_of, take_turns
 
 import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
@@ -53,7 +52,7 @@ def _plain_peripheral(x, weight, sharing_grid, bias=None):
 
 
 @contextlib.contextmanager
-def plain():
+def plain() -> Iterator[None]:
     """Make the layers call torch's convolution in the layout they are given."""
     with (
         mock.patch.object(depthwise, 'depthwise_conv2d', _plain_depthwise),
@@ -116,7 +115,13 @@ def backbone_step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> 
         model.zero_grad()
 
 
-def operator_time(step: Callable[..., None], *arguments) -> float:
+def plain_seconds(step: Callable[..., None], *arguments: object) -> float:
+    """Time a step on torch's convolution, in seconds."""
+    with plain():
+        return seconds_of(step, *arguments)
+
+
+def operator_time(step: Callable[..., None], *arguments: object) -> float:
     """Time that a step spends in our operators.
 
     Returns:
@@ -133,22 +138,36 @@ def operator_time(step: Callable[..., None], *arguments) -> float:
 
 def main() -> None:
     """Run the models and print their table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', action='append', help='file name in configs/')
-    parser.add_argument('--batch', type=int, default=2)
-    parser.add_argument('--size', type=int, default=512)
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--turns', type=int, default=3)
-    parser.add_argument('--forward', action='store_true', help='inference only')
-    parser.add_argument('--json', help='file to write all medians to')
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        '--config',
+        action='append',
+        metavar='FILE',
+        help='file name in configs/, more than once for several (default: UperNets '
+        'on PeLK-T, SLaK-T and RepLKNet-31B)',
+    )
+    parser.add_argument(
+        '--batch', type=int, default=2, help='number of images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=512,
+        help='side of the images (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--turns',
+        type=int,
+        default=3,
+        help='timed steps of each version (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--forward', action='store_true', help='inference instead of training steps'
+    )
+    parser.add_argument('--json', metavar='FILE', help='write all medians to a file')
     args = parser.parse_args()
     register_all_modules(init_default_scope=True)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    print(
-        f'processor: {processor()}, instruction set: {ops.instruction_set()}, '
-        f'threads: {args.threads}, torch: {torch.__version__}\n'
-    )
+    prepare(args.threads)
     work = 'inference' if args.forward else 'training step'
     print(
         f'| {work}, {args.batch} x {args.size} x {args.size} | x faster than plain '
@@ -162,17 +181,12 @@ def main() -> None:
         images = torch.randn(args.batch, 3, args.size, args.size)
         for part, step in (('backbone', backbone_step), ('segmentor', segmentor_step)):
             arguments = (step, model, images, not args.forward)
-            timed(*arguments)
-            ours, others = [], []
-            for _ in range(args.turns):
-                ours.append(timed(*arguments))
-                with plain():
-                    others.append(timed(*arguments))
-            medians = {
-                'ours': statistics.median(ours),
-                'plain': statistics.median(others),
-                'operators': operator_time(*arguments),
+            works = {
+                'ours': functools.partial(seconds_of, *arguments),
+                'plain': functools.partial(plain_seconds, *arguments),
             }
+            medians = take_turns(works, turns=args.turns)
+            medians['operators'] = operator_time(*arguments)
             bound = medians['plain'] / (medians['ours'] - medians['operators'])
             ratio = medians['plain'] / medians['ours']
             print(f'| {config}, {part} | {ratio:.1f} | {bound:.1f} |', flush=True)

@@ -1,7 +1,7 @@
 """Time the large-kernel operators against torch's convolutions and the FFT.
 
 All methods of a line take turns in one run, so that ratios survive a busy machine.
-`docs/performance.md` quotes the tables. The methods:
+docs/performance.md quotes the tables. The methods:
 
     ours            the operator, choosing its backend itself
     nchw            torch's convolution
@@ -15,23 +15,19 @@ All methods of a line take turns in one run, so that ratios survive a busy machi
     python benchmarks/ops.py --plot docs/time_against_kernel.png
 """
 
-import argparse
 import functools
 import itertools
 import json
 import math
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import make_parser, prepare, ratios, seconds_of, take_turns
 
 from pelk_mm import ops
-from pelk_mm.ops import dispatch, fft
+from pelk_mm.ops.fft import fast_length
 
 TORCH_METHODS = ('nchw', 'channels_last')
 METHODS = ('ours', 'textbook_fft', *TORCH_METHODS, 'torch_fft')
@@ -52,26 +48,6 @@ SLAK_T = tuple(zip((124, 249, 499, 998), STAGES, (51, 49, 47, 13), strict=True))
 REPLKNET = tuple(zip((128, 256, 512, 1024), STAGES, (31, 29, 27, 13), strict=True))
 
 
-def clock() -> float:
-    """Read the wall clock, or on one thread the time that it had the processor.
-
-    The latter leaves out what other programs take from a busy machine.
-    """
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def processor() -> str:
-    """Name the processor, as far as the system tells."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(':', 1) for line in lines if ':' in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    name = fields.get('model name', platform.machine())
-    return f'{name}, model {fields.get("model", "?")}'
-
-
 def grid(taps: int) -> tuple[int, ...]:
     """Mirror the half grid of a kernel size."""
     half = GRIDS[taps]
@@ -81,51 +57,11 @@ def grid(taps: int) -> tuple[int, ...]:
 def textbook_fft(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Convolve by Fourier transforms as the theorem says, differentiably."""
     sizes = tuple(zip(x.shape[2:], weight.shape[1:], strict=True))
-    lengths = [fft.fast_length(size + taps - 1) for size, taps in sizes]
+    lengths = [fast_length(size + taps - 1) for size, taps in sizes]
     product = torch.fft.rfft2(x, lengths) * torch.fft.rfft2(weight, lengths).conj()
     shifts = [taps // 2 for _, taps in sizes]
     out = torch.fft.irfft2(product, lengths).roll(shifts, (-2, -1))
     return out[..., : x.shape[2], : x.shape[3]]
-
-
-def timed(work: Callable[..., object], *arguments) -> float:
-    """Time a call.
-
-    Returns:
-        Seconds.
-    """
-    start = clock()
-    work(*arguments)
-    return clock() - start
-
-
-def take_turns(
-    works: dict[Hashable, Callable[[], float]], seconds: float
-) -> dict[Hashable, float]:
-    """Run works in turns, once before and then until time is up, three times at least.
-
-    Every turn has another order: what ran before leaves the cache and the threads in
-    better or worse shape.
-
-    Args:
-        works: What to run, each returning the seconds that it took, by name.
-        seconds: Time to spend, about.
-
-    Returns:
-        Median seconds by name.
-    """
-    times: dict[Hashable, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    order, shuffle = list(works), random.Random(0).shuffle
-    end = time.perf_counter() + seconds
-    turns = 0
-    while time.perf_counter() < end or turns < 3:
-        shuffle(order)
-        for name in order:
-            times[name].append(works[name]())
-        turns += 1
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 class Case:
@@ -140,8 +76,13 @@ class Case:
     """
 
     def __init__(
-        self, shape, kernels, sharing_grid=None, backward=False, methods=METHODS
-    ):
+        self,
+        shape: tuple[int, ...],
+        kernels: Iterable[tuple[int, int]],
+        sharing_grid: tuple[int, ...] | None = None,
+        backward: bool = False,
+        methods: tuple[str, ...] = METHODS,
+    ) -> None:
         self.backward, self.sharing_grid, self.methods = backward, sharing_grid, methods
         self.x = torch.randn(shape, requires_grad=backward)
         self.grad = torch.randn(shape)
@@ -151,7 +92,7 @@ class Case:
         cells = len(sharing_grid or ())
         self.shared = torch.randn(shape[1], cells, cells, requires_grad=backward)
 
-    def _convolve(self, method):
+    def _convolve(self, method: str) -> torch.Tensor:
         if method == 'ours' and self.sharing_grid:
             return ops.peripheral_conv2d(self.x, self.shared, self.sharing_grid)
         out = 0
@@ -181,18 +122,16 @@ class Case:
         Returns:
             Seconds.
         """
-        start = clock()
-        if self.backward:
-            leaves = (
-                [self.shared]
-                if method == 'ours' and self.sharing_grid
-                else (self.weights)
-            )
-            torch.autograd.grad(self._convolve(method), [self.x, *leaves], self.grad)
-        else:
+        return seconds_of(self._compute, method)
+
+    def _compute(self, method: str) -> None:
+        if not self.backward:
             with torch.no_grad():
                 self._convolve(method)
-        return clock() - start
+            return
+        shares = method == 'ours' and self.sharing_grid
+        leaves = [self.shared] if shares else self.weights
+        torch.autograd.grad(self._convolve(method), [self.x, *leaves], self.grad)
 
     def project(self, method: str) -> float:
         """Estimate the seconds of a method from a few channels of one image."""
@@ -224,7 +163,7 @@ class Case:
         return projected | take_turns(works, seconds)
 
 
-def cases(suite: str):
+def cases(suite: str) -> Iterator[tuple[str, Case]]:
     """Yield the lines of a suite as (label, Case)."""
     if suite == 'peripheral':
         for shape in PERIPHERAL_SHAPES:
@@ -278,79 +217,97 @@ def issue_rate() -> float:
         The rate of torch's matrix product, which does little else.
     """
     a, b = torch.randn(2, 1536, 1536)
-    return 1536**3 / min(timed(torch.matmul, a, b) for _ in range(12))
+    return 1536**3 / min(seconds_of(torch.matmul, a, b) for _ in range(12))
 
 
 def floors(seconds: float) -> None:
     """Print how far the compiled kernels are from what the cores can issue.
 
-    Counted are, per pixel and channel, the k'(k' + 1) multiply-adds of box sums forward
-    and the k'^2 of the weight gradient, and of Fourier transforms the usual
-    5 n log2(n) additions and multiplications of n complex points, half of that for real
-    ones, and 6 a product of two spectra. With transforms down the columns alone, a
-    frequency takes two additions a column and distinct cell size, and by products of
-    three multiply-adds and a shared addition four operations a column and cell forward,
+    Counted are, per pixel and channel, of Fourier transforms the usual 5 n log2(n)
+    additions and multiplications of n complex points, half of that for real ones, and
+    6 per product of two spectra. With transforms down the columns alone, a frequency
+    takes two additions per column and distinct cell size, and by products of three
+    multiply-adds and a shared addition four operations per column and cell forward,
     seven for both gradients. Each counts as an instruction.
 
     Args:
-        seconds: Time to spend on a line, about.
+        seconds: Time to spend per line, about.
     """
     rate = issue_rate()
-    print('| work | operations a pixel | time over floor |')
+    print('| work | operations per pixel | time over floor |')
     print('|---|---|---|', flush=True)
     shape = PERIPHERAL_SHAPES[1]
-    x, grad = torch.randn(2, *shape)
     pixels = shape[2] * shape[3]
     for taps in (51, 101, 201):
         cells = len(grid(taps))
-        weight = torch.randn(shape[1], cells, cells)
-        kernel = tuple(min(taps, 2 * size - 1) for size in shape[2:])
-        lengths = fft.lengths(shape, kernel)
-        points = lengths[0] * lengths[1]
+        # Half a kernel of padding, and of a kernel only what meets the map.
+        down, along = (
+            fast_length(size + min(taps, 2 * size - 1) // 2) for size in shape[2:]
+        )
+        points = down * along
         transform = 2.5 * points * math.log2(points) / pixels
         product = 3 * points / pixels
-        down = lengths[0]
         column = 2.5 * down * math.log2(down) / shape[2]
         shared = cells / shape[3] / shape[0]  # of the kernel's columns, over the batch
         frequencies = (down / 2 + 1) / shape[2]
         boxes = 2 * (len(set(grid(taps))) - 1) * frequencies
-        arguments = (grad, weight, grid(taps))
-        for name, operations, work in (
-            (
-                'box sums, forward',
-                cells * (cells + 1),
-                lambda a=arguments: dispatch._convolve('direct', *a, None),
-            ),
-            (
-                'box sums, weight gradient',
-                cells**2,
-                lambda a=arguments: dispatch._backward_cpu(x, *a, False, 'direct'),
-            ),
+        for name, backend, backward, operations in (
             (
                 'Fourier, forward',
+                'fft',
+                False,
                 (2 + 1 / shape[0]) * transform + product,
-                lambda a=arguments: dispatch._convolve('fft', *a, None),
             ),
             (
                 'Fourier, both gradients',
+                'fft',
+                True,
                 (3 + 2 / shape[0]) * transform + 2 * product,
-                lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'fft'),
             ),
             (
                 'Fourier down, box sums along, forward',
+                'column_fft',
+                False,
                 (2 + shared) * column + boxes + 4 * cells * frequencies,
-                lambda a=arguments: dispatch._convolve('column_fft', *a, None),
             ),
             (
                 'Fourier down, box sums along, both gradients',
+                'column_fft',
+                True,
                 (3 + 2 * shared) * column + boxes + 7 * cells * frequencies,
-                lambda a=arguments: dispatch._backward_cpu(x, *a, True, 'column_fft'),
             ),
         ):
-            median = take_turns({name: functools.partial(timed, work)}, seconds)[name]
-            ratio = median * rate / (operations * x.numel())
+            work = one_pass(shape, taps, backend, backward)
+            median = take_turns({name: functools.partial(seconds_of, work)}, seconds)
+            ratio = median[name] * rate / (operations * math.prod(shape))
             label = f'peripheral K={taps} {"x".join(map(str, shape))}, {name}'
             print(f'| {label} | {operations:.0f} | {ratio:.2f} |', flush=True)
+
+
+def one_pass(
+    shape: tuple[int, ...], taps: int, backend: str, backward: bool
+) -> Callable[[], object]:
+    """Prepare one pass of a peripheral convolution by one backend.
+
+    Args:
+        shape: Shape (N, C, H, W) of the input.
+        taps: Kernel size K.
+        backend: Name of the backend.
+        backward: Whether the pass is that of both gradients, without the forward
+            pass before it.
+    """
+    x, grad = torch.randn(2, *shape)
+    cells = len(grid(taps))
+    weight = torch.randn(shape[1], cells, cells)
+    leaves = [t.requires_grad_(backward) for t in (x, weight)]
+
+    def forward() -> torch.Tensor:
+        return ops.peripheral_conv2d(x, weight, grid(taps), backend=backend)
+
+    if not backward:
+        return forward
+    out = forward()
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
 def plot(path: str, seconds: float) -> None:
@@ -385,7 +342,7 @@ def compare(suites: Iterable[str], seconds: float) -> list[dict]:
 
     Args:
         suites: Their names.
-        seconds: Time to spend on a line, about.
+        seconds: Time to spend per line, about.
 
     Returns:
         Of every line the work, the suite and the median seconds by method.
@@ -396,10 +353,10 @@ def compare(suites: Iterable[str], seconds: float) -> list[dict]:
     for suite in suites:
         for name, case in cases(suite):
             medians = case.measure(seconds)
-            ratios = {m: t / medians['ours'] for m, t in medians.items() if m != 'ours'}
-            best = min(ratios.keys() - {'torch_fft'}, key=ratios.get)
-            columns = ' | '.join(f'{ratios[m]:.2f}' for m in METHODS[1:])
-            print(f'| {name} | {best} | {ratios[best]:.2f} | {columns} |', flush=True)
+            times = ratios(medians, 'ours')
+            best = min(times.keys() - {'torch_fft'}, key=times.__getitem__)
+            columns = ' | '.join(f'{times[m]:.2f}' for m in METHODS[1:])
+            print(f'| {name} | {best} | {times[best]:.2f} | {columns} |', flush=True)
             results.append({'work': name, 'suite': suite, 'seconds': medians})
     return results
 
@@ -408,7 +365,7 @@ def growth(seconds: float) -> None:
     """Print how our time grows with the kernel, all sizes in turns.
 
     Args:
-        seconds: Time to spend on a pass, about.
+        seconds: Time to spend per pass, about.
     """
     print('\n| ours | time over that of the K before |\n|---|---|')
     for label, backward in PASSES:
@@ -425,25 +382,34 @@ def growth(seconds: float) -> None:
 def main() -> None:
     """Run the suites asked for and print their tables."""
     suites = ('peripheral', 'stripes', 'dense', 'grid', 'scaling')
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--suite', choices=suites, action='append')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--seconds', type=float, default=2.0, help='per line')
-    parser.add_argument('--json', help='file to write all medians to')
-    parser.add_argument('--plot', help='PNG of time against kernel size')
+    parser = make_parser(__doc__)
     parser.add_argument(
-        '--floor', action='store_true', help='compare with what the cores can issue'
+        '--suite',
+        choices=suites,
+        action='append',
+        help='the table to print, more than once for several (default: all of them)',
     )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=2.0,
+        help='time to spend per line (default: about %(default)s)',
+    )
+    parser.add_argument(
+        '--floor',
+        action='store_true',
+        help='print times over what the cores can issue, instead of the suites '
+        'unless they are named',
+    )
+    parser.add_argument(
+        '--plot',
+        metavar='PNG',
+        help='draw time against kernel size, instead of the suites unless they are '
+        'named',
+    )
+    parser.add_argument('--json', metavar='FILE', help='write all medians to a file')
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    setting = {
-        'processor': processor(),
-        'instruction set': ops.instruction_set(),
-        'threads': args.threads,
-        'torch': torch.__version__,
-    }
-    print(', '.join(f'{key}: {value}' for key, value in setting.items()), end='\n\n')
+    machine = prepare(args.threads)
     results = []
     if not (args.plot or args.floor) or args.suite:
         chosen = args.suite or suites
@@ -454,7 +420,7 @@ def main() -> None:
         floors(args.seconds)
     if args.json:
         Path(args.json).write_text(
-            json.dumps({**setting, 'results': results}, indent=1)
+            json.dumps({**machine, 'results': results}, indent=1)
         )
     if args.plot:
         plot(args.plot, args.seconds)

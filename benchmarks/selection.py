@@ -1,24 +1,23 @@
 """Fit the cost model that chooses a convolution's backend, on this machine.
 
-Prints the table of `pelk_mm/ops/selection.py`, and by how much the backends that the
-table chooses are slower than the fastest ones measured. One thread, processor time.
+Prints the table of pelk_mm/ops/selection.py, and by how much the backends that the
+table chooses are slower than the fastest ones measured. The model is of one thread, and
+its time is the processor's.
 
     python benchmarks/selection.py            about ten minutes
     python benchmarks/selection.py --quick    a few sizes
 """
 
-import argparse
 import functools
 import itertools
 import os
-import statistics
 import sys
-import time
 from unittest import mock
 
 import numpy as np
 import torch
-from ops import GRIDS, grid, processor
+from ops import GRIDS, grid
+from timing import make_parser, median_seconds, prepare
 
 from pelk_mm.ops import cpu, dispatch, selection
 
@@ -32,20 +31,6 @@ PATIENCE = {'direct': 4e6, 'pixels': 4e6, 'channels_last': 4e7, 'nchw': 4e6}
 PATIENCE_BACKWARD = 2e6
 
 
-def seconds(work, clock=time.thread_time) -> float:
-    """Time a call, median of a few."""
-    work()
-    start = clock()
-    work()
-    turns = max(3, min(30, int(0.02 / max(1e-6, clock() - start))))
-    times = []
-    for _ in range(turns):
-        start = clock()
-        work()
-        times.append(clock() - start)
-    return statistics.median(times)
-
-
 def transposition(x) -> float:
     """Time a change of layout by what two of them add to other work.
 
@@ -56,10 +41,7 @@ def transposition(x) -> float:
     pixels = x.contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(threads)
     without, with_two = (
-        seconds(
-            lambda x=x: dispatch._convolve('direct', x, weight, None, None),
-            time.perf_counter,
-        )
+        median_seconds(lambda x=x: dispatch._convolve('direct', x, weight, None, None))
         for x in (x, pixels)
     )
     torch.set_num_threads(1)
@@ -85,14 +67,14 @@ def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
         def gradients(needs_x, b=backend, x=image, grad=upstream):
             return dispatch._backward_cpu(x, grad, weight, sharing_grid, needs_x, b)
 
-        times[name] = seconds(
+        times[name] = median_seconds(
             lambda b=backend, x=image: dispatch._convolve(
                 b, x, weight, sharing_grid, None
             )
         )
-        times[f'{name}_weight'] = seconds(lambda f=gradients: f(False))
+        times[f'{name}_weight'] = median_seconds(lambda f=gradients: f(False))
         if backend in selection.FOURIER:
-            times[f'{name}_both'] = seconds(lambda f=gradients: f(True))
+            times[f'{name}_both'] = median_seconds(lambda f=gradients: f(True))
     return times
 
 
@@ -102,11 +84,11 @@ def measure_torch(x, grad, weight) -> dict[str, float]:
     times = {}
     for backend in selection.BACKENDS[len(selection.COMPILED) :]:
         if products < PATIENCE.get(backend, float('inf')):
-            times[backend] = seconds(
+            times[backend] = median_seconds(
                 lambda b=backend: dispatch._convolve(b, x, weight, None, None)
             )
         if backend == 'torch_fft' or products < PATIENCE_BACKWARD:
-            times[f'{backend}_weight'] = seconds(
+            times[f'{backend}_weight'] = median_seconds(
                 lambda b=backend: dispatch._weight_grad(b, x, grad, weight, None)
             )
     return times
@@ -196,13 +178,11 @@ def _measured(times, owner, name, problem) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, fit and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true')
+    parser = make_parser(__doc__, threads=None)
+    parser.add_argument('--quick', action='store_true', help='measure a few sizes only')
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    prepare(threads=1)
     found = measure(args.quick)
-    print(f'# {processor()}, torch {torch.__version__}')
     costs: dict[str, dict[str, tuple[float, ...]]] = {}
     print('_COSTS = {')
     for owner in (*cpu.instruction_sets(), 'torch'):

@@ -1,6 +1,13 @@
-"""Every published config: it builds at full size, and trains and evaluates narrowed."""
+"""Every published config: it builds at full size, and trains and evaluates narrowed.
 
+Of configs that differ in numbers alone, such as the sizes of a backbone, one is trained
+narrowed; with `-m slow` the others are too.
+"""
+
+import json
 import math
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -10,7 +17,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    init_default_scope,
+)
 from mmengine.runner import Runner
 
 from pelk_mm.checkpoints.files import read_checkpoint
@@ -30,7 +44,19 @@ EXPECTED = {
     for size in sizes
 } | {'upernet_replknet_31b_cityscapes', 'fcos_replknet_31b_coco'}
 
-every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+#: Those that are trained narrowed, one of each structure.
+TRAINED = {
+    'upernet_pelk_t_ade20k',
+    'upernet_slak_t_ade20k',
+    'upernet_replknet_31b_ade20k',
+    'upernet_replknet_31b_cityscapes',
+    'upernet_replknet_xl_ade20k',
+    'cascade_mask_rcnn_pelk_t_coco',
+    'cascade_mask_rcnn_slak_t_coco',
+    'cascade_mask_rcnn_replknet_31b_coco',
+    'cascade_mask_rcnn_replknet_xl_coco',
+    'fcos_replknet_31b_coco',
+}
 
 
 @pytest.fixture
@@ -42,13 +68,30 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+read = cache(Config.fromfile)
+
+
 def load(path):
-    cfg = Config.fromfile(path)
+    cfg = deepcopy(read(path))
     init_default_scope(cfg.default_scope)
     return cfg
 
 
-def build_model(cfg):
+@pytest.fixture(scope='module', params=CONFIGS, ids=lambda path: path.stem)
+def path(request):
+    """Each config in turn; what is built of it serves several tests."""
+    return request.param
+
+
+@pytest.fixture
+def cfg(path):
+    return load(path)
+
+
+@pytest.fixture(scope='module')
+def model(path):
+    """The model at full size, without memory for its weights."""
+    cfg = load(path)
     with torch.device('meta'):
         return MODELS.build(cfg.model)
 
@@ -57,10 +100,8 @@ def test_every_model_of_the_papers_has_its_config():
     assert {path.stem for path in CONFIGS} == EXPECTED
 
 
-@every_config
-def test_model_builds_at_full_size(path):
-    cfg = load(path)
-    model = build_model(cfg).eval()
+def test_model_builds_at_full_size(path, cfg, model):
+    model.eval()
     maps = model.backbone(torch.empty(1, 3, 256, 320, device='meta'))
     assert [tuple(x.shape[-2:]) for x in maps] == [
         (64, 80),
@@ -98,10 +139,8 @@ RATES = {  # of the output's layer and of the stem, drop path
 }
 
 
-@every_config
-def test_optimizer_and_schedule(path):
-    cfg = load(path)
-    model = build_model(cfg)
+def test_optimizer_and_schedule(path, cfg, model):
+    model.train()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimizer = optim_wrapper.optimizer
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -150,9 +189,16 @@ def test_optimizer_and_schedule(path):
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
 
 
+def test_hooks_are_built(cfg):
+    for name, hook in cfg.default_hooks.items():
+        if name != 'visualization':  # wants a run's visualizer
+            HOOKS.build(hook)
+    assert ('sparsity' in cfg.default_hooks) == (cfg.model.backbone.type != 'RepLKNet')
+
+
 @pytest.fixture(scope='session')
 def street(tmp_path_factory):
-    """One made-up image and its truth in Cityscapes' directory layout."""
+    """One made-up image and its ground truth in Cityscapes' directory layout."""
     root = tmp_path_factory.mktemp('cityscapes')
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
@@ -187,9 +233,9 @@ def with_data(cfg, path, shared, street):
     return cfg
 
 
-@every_config
-def test_pipelines_on_a_sample(path, shared, street):
-    cfg = with_data(load(path), path, shared, street)
+def test_pipelines_on_a_sample(path, cfg, shared, street):
+    cfg = with_data(cfg, path, shared, street)
+    METRICS.build(cfg.val_evaluator)
     np.random.seed(0)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     sample = dataset[0]
@@ -305,13 +351,42 @@ def narrowed(cfg, path, work_dir):
     return cfg
 
 
-@every_config
+def structure(node):
+    """A config without its numbers: what configs of one structure share."""
+    if isinstance(node, dict):
+        return {key: structure(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [structure(value) for value in node]
+    is_number = isinstance(node, (int, float)) and not isinstance(node, bool)
+    return 'number' if is_number else node
+
+
+def test_one_config_of_each_structure_is_trained():
+    structures = {}
+    for path in CONFIGS:
+        cfg = narrowed(load(path), path, 'work_dir').to_dict()
+        del cfg['visualizer'], cfg['experiment_name']  # they name the config
+        text = json.dumps(structure(cfg), sort_keys=True)
+        structures.setdefault(text, set()).add(path.stem)
+    trained = [names & TRAINED for names in structures.values()]
+    assert all(len(names) == 1 for names in trained), trained
+    assert set.union(*trained) == TRAINED
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow)
+        for name in sorted(EXPECTED)
+    ],
+)
 @pytest.mark.usefixtures('one_thread')
 def test_narrowed_copy_trains_and_evaluates(
-    path, shared, street, tmp_path, monkeypatch
+    name, shared, street, tmp_path, monkeypatch
 ):
     # Formatting the config for the log takes longer than the training.
     monkeypatch.setattr(Config, 'pretty_text', '')
+    path = ROOT / 'configs' / f'{name}.py'
     cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -321,7 +396,7 @@ def test_narrowed_copy_trains_and_evaluates(
     assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     metrics = ['mIoU'] if cfg.default_scope == 'mmseg' else ['coco/bbox_mAP']
-    if 'cascade' in path.stem:
+    if 'cascade' in name:
         metrics.append('coco/segm_mAP')
     for metric in metrics:
         assert math.isfinite(scalars[f'val/{metric}'].current())

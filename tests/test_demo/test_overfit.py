@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pelk_mm.demo.overfit import largest_objects
+from overfit import largest_objects
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def overfit(*arguments):
     return subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'overfit.py', *arguments],
+        [sys.executable, ROOT / 'demo' / 'overfit.py', *arguments],
         capture_output=True,
         text=True,
         timeout=600,

@@ -10,17 +10,18 @@ import torch
 
 pytest.importorskip('mmseg')
 
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
+from mmengine.registry import METRICS, DefaultScope
 from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 
-from pelk_mm.demo import OccurringIoUMetric
-from pelk_mm.demo.report import IGNORED, commonest_class
-from pelk_mm.demo.run import DATA, EXAMPLES, claim_folder, make_config, run_demo
-from pelk_mm.demo.scenes import KINDS, LABELS, UNLABELLED, draw_scene, write_dataset
+from metric import OccurringIoUMetric
+from report import IGNORED, commonest_class
+from run import DATA, EXAMPLES, claim_folder, make_config, run_demo
+from scenes import KINDS, LABELS, UNLABELLED, draw_scene, write_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'demo' / 'upernet_pelk_narrow_drawn_scenes.py'
 CLASSES = ADE20KDataset.METAINFO['classes']
 PALETTE = ADE20KDataset.METAINFO['palette']
@@ -187,6 +188,17 @@ def test_config_keeps_the_real_kernels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'path', sorted(CONFIG.parent.glob('*.py')), ids=lambda path: path.stem
+)
+def test_configs_work_without_the_demo(path):
+    # They travel in the wheel, which has no demo.
+    cfg = Config.fromfile(path)
+    assert cfg.custom_imports.imports == ['pelk_mm']
+    evaluator = METRICS.get(f'{cfg.default_scope}.{cfg.val_evaluator.type}')
+    assert evaluator.__module__.startswith(cfg.default_scope)
+
+
+@pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--seed', 'x'], "'x' is not a whole number from 0"),
@@ -196,7 +208,7 @@ def test_config_keeps_the_real_kernels(tmp_path):
 )
 def test_command_refuses_bad_arguments(arguments, message):
     result = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'demo.py', *arguments],
+        [sys.executable, ROOT / 'demo' / 'demo.py', *arguments],
         capture_output=True,
         text=True,
     )

@@ -18,7 +18,7 @@ from pelk_mm.files import write_atomically
 IGNORED = 255  # what mmseg makes of ADE20K's unlabelled pixels
 
 _IGNORED_COLOUR = (255, 255, 255)
-_ZOOM = 4  # pictures are shown larger, for sharp outlines between classes
+_ZOOM = 4  # label maps are enlarged, for thin outlines between classes
 _TEXT, _FAINT, _BLUE, _ORANGE = '#222222', '#999999', '#1f5fa8', '#c2571a'
 
 
@@ -125,24 +125,22 @@ def evaluate(
 
 def score_table(model: Scores, constant: Scores, constant_name: str) -> str:
     """Scores of the model next to those of a constant prediction, in Markdown."""
-    header = ('', 'UperNet PeLK', f'always "{constant_name}"')
-    rows = [
+    title = f'always "{constant_name}"'
+    width = max(14, len(title))
+    scores = [
         (name, getattr(model, name), getattr(constant, name))
         for name in ('mIoU', 'mAcc', 'aAcc')
     ]
-    rows += [
-        (f'IoU {name}', iou, constant.IoU[name]) for name, iou in model.IoU.items()
+    scores += [
+        (f'IoU {name}', model.IoU[name], constant.IoU[name]) for name in model.IoU
     ]
-    widths = [max(14, len(title)) for title in header]
+    rows = [
+        ('', 'UperNet PeLK', title),
+        (':' + 13 * '-', 13 * '-' + ':', (width - 1) * '-' + ':'),
+        *((name, f'{ours:.2f}', f'{other:.2f}') for name, ours, other in scores),
+    ]
     lines = [
-        '| '
-        + ' | '.join(t.rjust(w) for t, w in zip(header, widths, strict=True))
-        + ' |',
-        f'|:{"-" * widths[0]}-|' + ''.join(f'{"-" * (w + 1)}:|' for w in widths[1:]),
-    ]
-    lines += [
-        f'| {name:{widths[0]}} | {score:{widths[1]}.2f} | {other:{widths[2]}.2f} |'
-        for name, score, other in rows
+        f'| {name:14} | {ours:>14} | {other:>{width}} |' for name, ours, other in rows
     ]
     if model.stray:
         lines += [
@@ -232,32 +230,36 @@ def draw_example(
         palette: Colour of each class, red, green, blue.
         path: The PNG to write.
     """
-    image = cv2.cvtColor(cv2.imread(str(example.path)), cv2.COLOR_BGR2RGB)
+    names = dict(enumerate(classes)) | {IGNORED: 'unlabelled'}
+    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+    colours[: len(palette)] = palette
+    image = cv2.imread(str(example.path))[..., ::-1]
     panels = (
-        (f'Input: {example.path.name}', _enlarge(image, cv2.INTER_CUBIC)),
-        ('Ground truth', _paint(example.ground_truth, palette)),
+        (f'Input: {example.path.name}', image, 'bicubic'),
+        ('Ground truth', _paint(example.ground_truth, colours), None),
         (
             f'Prediction: {example.accuracy:.1f} % of the pixels correct',
-            _paint(example.prediction, palette),
+            _paint(example.prediction, colours),
+            None,
         ),
     )
     figure = Figure(figsize=(12, 4), layout='constrained')
-    for axes, (title, pixels) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.imshow(pixels)
+    for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
+        title, pixels, interpolation = panel
+        axes.imshow(pixels, interpolation=interpolation)
         axes.set_title(title, color=_TEXT, fontsize=13)
         axes.axis('off')
-    shown = np.union1d(example.ground_truth, example.prediction)
+    shown = np.union1d(example.ground_truth, example.prediction).tolist()
     rows = -(-len(shown) // 9)
     figure.legend(
         handles=[
             Patch(
-                facecolor=_colour(i, palette),
+                facecolor=colours[i] / 255,
                 edgecolor=_TEXT,
                 linewidth=0.6,
-                label=name,
+                label=names[i],
             )
-            for i in shown.tolist()
-            for name in ['unlabelled' if i == IGNORED else classes[i]]
+            for i in shown
         ],
         loc='outside lower center',
         ncols=-(-len(shown) // rows),
@@ -268,19 +270,9 @@ def draw_example(
     _save(figure, path)
 
 
-def _enlarge(pixels: np.ndarray, interpolation: int) -> np.ndarray:
-    return cv2.resize(pixels, None, fx=_ZOOM, fy=_ZOOM, interpolation=interpolation)
-
-
-def _colour(index: int, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.divide(_IGNORED_COLOUR if index == IGNORED else palette[index], 255)
-
-
-def _paint(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+def _paint(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Colour a label map; thin outlines separate classes of similar colours."""
-    labels = _enlarge(labels.astype(np.uint8), cv2.INTER_NEAREST)
-    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
-    colours[: len(palette)] = palette
+    labels = labels.repeat(_ZOOM, 0).repeat(_ZOOM, 1)
     pixels = colours[labels]
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]

@@ -117,7 +117,7 @@ class _Canvas:
             low, high = put.get('count', (1, 1))
             count = rng.integers(low, high + 1)
             for share in (np.arange(count) + rng.uniform(size=count)) / count:
-                flip, side = rng.choice((-1, 1), 2)
+                flip, side = 1 - 2 * rng.integers(2, size=2)
                 aside = side * rng.uniform(at('gap', share), at('spread', share))
                 size = at('size', share, 1) * rng.uniform(0.85, 1.15) ** ('size' in put)
                 base = (at('x', share) + aside, at('y', share))
@@ -215,7 +215,7 @@ def draw_scene(
     mid = size[1] / size[0] / 2
     names = dict(mid=mid, tone=1.0, fog=0.0)
     names |= {key: canvas.value(colour, names) for key, colour in weather.items()}
-    frame = (np.array((mid, 0)), np.array((rng.choice((-1, 1)), 1)))
+    frame = (np.array((mid, 0)), np.array((1 - 2 * rng.integers(2), 1)))
     canvas.draw(KINDS[index % len(KINDS)], names, frame, UNLABELLED)
     return canvas.finish(light)
 

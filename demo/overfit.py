@@ -71,18 +71,18 @@ def run_overfit(
         FileNotFoundError: If the data set lacks its annotation file.
         ValueError: If it has too few images with objects.
     """
-    # After the arguments: a wrong one should not wait for torch to load.
-    from mmengine.runner import Runner
-
-    from config import load_config
-    from pelk_mm.files import write_atomically
-
     source = data / ANNOTATIONS
     if not source.is_file():
         raise FileNotFoundError(
             f'{source} does not exist; name a folder in the layout of COCO with --data'
         )
     picked = largest_objects(json.loads(source.read_text()), count)
+    # Here: a wrong argument should not wait for torch to load.
+    from mmengine.runner import Runner
+
+    from config import load_config
+    from pelk_mm.files import write_atomically
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / 'annotations.json'
     with write_atomically(path) as temporary:

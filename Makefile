@@ -7,7 +7,7 @@ VENV := .venv
 .PHONY: demo test env clean
 
 demo: env
-	$(VENV)/bin/python tools/demo.py
+	$(VENV)/bin/python demo/demo.py
 
 test: env
 	$(VENV)/bin/ruff check .

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pelk_mm.checkpoints import load_weights_only
-from pelk_mm.demo.scenes import write_dataset
 from pelk_mm.engine.launch import find_tool
+from scenes import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,5 @@
 # A narrow PeLK with the real kernel sizes learns four images of COCO by heart: minutes
-# on two CPU cores. tools/overfit.py picks the images and names their data root.
+# on two CPU cores. demo/overfit.py picks the images and sets their data root.
 _base_ = [
     '../_base_/models/cascade_mask_rcnn.py',
     '../_base_/datasets/coco_instance.py',
@@ -11,7 +11,7 @@ _base_ = [
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))
 
 width = 64
-# Few regions an image: their statistics would not do for a BatchNorm.
+# Few regions per image: their statistics would not do for a BatchNorm.
 norm_cfg = dict(type='GN', num_groups=8)
 # Every sample of a bin costs, forward and more so backward.
 roi_extractor = dict(out_channels=width, roi_layer=dict(sampling_ratio=1))

@@ -1,5 +1,5 @@
 # A narrow PeLK with the real kernel sizes, UperNet, drawn scenes in ADE20K's layout:
-# minutes on two CPU cores. `make demo` trains it; tools/demo.py names the data root.
+# minutes on two CPU cores. `make demo` trains it; demo/demo.py sets the data root.
 _base_ = [
     '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k.py',
@@ -7,7 +7,6 @@ _base_ = [
     '../_base_/mmseg_runtime.py',
 ]
 
-custom_imports = dict(imports=['pelk_mm', 'pelk_mm.demo'], allow_failed_imports=False)
 norm_cfg = dict(type='BN', requires_grad=True)
 crop_size = (128, 128)
 model = dict(
@@ -51,14 +50,12 @@ test_pipeline = [
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
-# Loading takes a few milliseconds an image, less than it costs two busy cores to
+# Loading takes a few milliseconds per image, less than it costs two busy cores to
 # run a third process.
 loading = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(batch_size=4, **loading, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(**loading, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='OccurringIoUMetric')
-test_evaluator = val_evaluator
 
 max_iters = 1000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)

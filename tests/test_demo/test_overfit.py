@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from pelk_mm.demo.overfit import largest_objects
+from overfit import largest_objects
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def overfit(*arguments):
+def overfit(folder, *arguments):
     return subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'overfit.py', *arguments],
+        [sys.executable, ROOT / 'demo' / 'overfit.py', *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=600,
@@ -38,7 +39,7 @@ def test_images_of_the_largest_objects_are_picked():
 
 
 def test_missing_data_ends_in_one_line(tmp_path):
-    result = overfit('--data', tmp_path, '--out', tmp_path / 'out')
+    result = overfit(tmp_path, '--data', tmp_path, '--out', tmp_path / 'out')
     assert result.returncode == 1
     assert result.stderr.startswith('overfit.py: ')
     assert result.stderr.count('\n') == 1
@@ -46,7 +47,9 @@ def test_missing_data_ends_in_one_line(tmp_path):
 
 def test_two_iterations(shared, tmp_path):
     data = shared / 'data' / 'tiny_coco'
-    result = overfit('--data', data, '--out', tmp_path, '--images', '1', '--iters', '2')
+    result = overfit(
+        tmp_path, '--data', data, '--out', 'out', '--images', '1', '--iters', '2'
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith('1 images after ')
     assert 'segm_mAP_50' in result.stdout

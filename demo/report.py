@@ -15,26 +15,24 @@ from mmseg.evaluation import IoUMetric
 
 from pelk_mm.files import write_atomically
 
-from .metric import OccurringIoUMetric
-
 IGNORED = 255  # what mmseg makes of ADE20K's unlabelled pixels
 
 _IGNORED_COLOUR = (255, 255, 255)
-_ZOOM = 4  # pictures are shown larger, for sharp outlines between classes
+_ZOOM = 4  # label maps are enlarged, for thin outlines between classes
 _TEXT, _FAINT, _BLUE, _ORANGE = '#222222', '#999999', '#1f5fa8', '#c2571a'
 
 
 @dataclass
 class Scores:
-    """What mmseg's IoUMetric makes of one set of answers, in percent.
+    """What mmseg's IoUMetric makes of one set of predictions, in percent.
 
     Attributes:
-        aAcc: Share of the labelled pixels that are answered rightly.
-        mIoU: Mean of `IoU` over the classes that occur in truth or answer.
-        mAcc: Mean share of each class's pixels that are answered rightly.
-        IoU: Intersection over union of each class that occurs in the truth.
-        stray: Share of the labelled pixels answered with a class that is nowhere
-            in the truth; each such class counts as 0 in mIoU.
+        aAcc: Share of the labelled pixels that are predicted correctly.
+        mIoU: Mean of `IoU` over the classes in the ground truth or a prediction.
+        mAcc: Mean share of each class's pixels that are predicted correctly.
+        IoU: Intersection over union of each class in the ground truth.
+        stray: Share of the labelled pixels predicted as classes that are nowhere in
+            the ground truth; each such class counts as 0 in mIoU.
     """
 
     aAcc: float  # noqa: N815 - mmseg's own names
@@ -45,9 +43,9 @@ class Scores:
 
     @classmethod
     def of(cls, metric: IoUMetric) -> 'Scores':
-        """Score the answers that a metric has processed."""
+        """Score the predictions that a metric has processed."""
         areas = [sum(area) for area in zip(*metric.results, strict=True)]
-        _, _, answered, truth = areas
+        _, _, predicted, truth = areas
         scores = metric.total_area_to_metrics(*areas, metrics=metric.metrics)
         names = metric.dataset_meta['classes']
         return cls(
@@ -59,23 +57,23 @@ class Scores:
                 names[i]: float(100 * scores['IoU'][i])
                 for i in torch.where(truth > 0)[0].tolist()
             },
-            stray=float(100 * answered[truth == 0].sum() / answered.sum()),
+            stray=float(100 * predicted[truth == 0].sum() / predicted.sum()),
         )
 
 
 @dataclass
 class Example:
-    """One validation image with its truth and the model's answer, (H, W) each."""
+    """One validation image, its ground truth and the prediction, (H, W) each."""
 
     path: Path
-    truth: np.ndarray
+    ground_truth: np.ndarray
     prediction: np.ndarray
 
     @property
     def accuracy(self) -> float:
-        """Percentage of the labelled pixels that are answered rightly."""
-        labelled = self.truth != IGNORED
-        return float(100 * (self.prediction == self.truth)[labelled].mean())
+        """Percentage of the labelled pixels that are predicted correctly."""
+        labelled = self.ground_truth != IGNORED
+        return float(100 * (self.prediction == self.ground_truth)[labelled].mean())
 
 
 def commonest_class(annotations: Iterable[Path]) -> int:
@@ -90,19 +88,19 @@ def commonest_class(annotations: Iterable[Path]) -> int:
 def evaluate(
     model: torch.nn.Module, dataloader: Iterable, constant: int, examples: int
 ) -> tuple[Scores, Scores, list[Example]]:
-    """Score a model and a constant answer with mmseg's IoUMetric.
+    """Score a model and a constant prediction with mmseg's IoUMetric.
 
     Args:
         model: The segmentor.
         dataloader: Its validation images.
-        constant: Index of the class that the constant answer gives everywhere.
+        constant: Index of the class that the constant prediction has everywhere.
         examples: How many of the images to return, the first ones.
 
     Returns:
-        The model's scores, the constant answer's, and the first images.
+        The model's scores, those of the constant prediction, and the first images.
     """
     model.eval()
-    metrics = [OccurringIoUMetric(), OccurringIoUMetric()]
+    metrics = [IoUMetric(prefix=''), IoUMetric(prefix='')]
     for metric in metrics:
         metric.dataset_meta = dataloader.dataset.metainfo
     shown = []
@@ -126,31 +124,29 @@ def evaluate(
 
 
 def score_table(model: Scores, constant: Scores, constant_name: str) -> str:
-    """Scores of the model beside those of a constant answer, in Markdown."""
-    header = ('', 'UperNet PeLK', f'always "{constant_name}"')
-    rows = [
+    """Scores of the model next to those of a constant prediction, in Markdown."""
+    title = f'always "{constant_name}"'
+    width = max(14, len(title))
+    scores = [
         (name, getattr(model, name), getattr(constant, name))
         for name in ('mIoU', 'mAcc', 'aAcc')
     ]
-    rows += [
-        (f'IoU {name}', iou, constant.IoU[name]) for name, iou in model.IoU.items()
+    scores += [
+        (f'IoU {name}', model.IoU[name], constant.IoU[name]) for name in model.IoU
     ]
-    widths = [max(14, len(title)) for title in header]
+    rows = [
+        ('', 'UperNet PeLK', title),
+        (':' + 13 * '-', 13 * '-' + ':', (width - 1) * '-' + ':'),
+        *((name, f'{ours:.2f}', f'{other:.2f}') for name, ours, other in scores),
+    ]
     lines = [
-        '| '
-        + ' | '.join(t.rjust(w) for t, w in zip(header, widths, strict=True))
-        + ' |',
-        f'|:{"-" * widths[0]}-|' + ''.join(f'{"-" * (w + 1)}:|' for w in widths[1:]),
-    ]
-    lines += [
-        f'| {name:{widths[0]}} | {score:{widths[1]}.2f} | {other:{widths[2]}.2f} |'
-        for name, score, other in rows
+        f'| {name:14} | {ours:>14} | {other:>{width}} |' for name, ours, other in rows
     ]
     if model.stray:
         lines += [
             '',
-            f'{model.stray:.2f} % of the pixels are answered with classes that occur '
-            'nowhere in the truth; each of these counts as an IoU of 0 in mIoU.',
+            f'{model.stray:.2f} % of the pixels are predicted as classes that occur '
+            'nowhere in the ground truth; each of these counts as an IoU of 0 in mIoU.',
         ]
     return '\n'.join(lines) + '\n'
 
@@ -183,7 +179,7 @@ def draw_curves(scalars: Path, constant_miou: float, path: Path) -> None:
 
     Args:
         scalars: ``scalars.json`` as mmengine's LocalVisBackend writes it.
-        constant_miou: mIoU of the constant answer, for comparison.
+        constant_miou: mIoU of the constant prediction, for comparison.
         path: The PNG to write.
     """
     records = [json.loads(line) for line in scalars.read_text().splitlines()]
@@ -226,7 +222,7 @@ def draw_example(
     palette: Sequence[Sequence[int]],
     path: Path,
 ) -> None:
-    """Draw an image, its truth and the model's answer side by side.
+    """Draw an image, its ground truth and the prediction side by side.
 
     Args:
         example: The image.
@@ -234,32 +230,36 @@ def draw_example(
         palette: Colour of each class, red, green, blue.
         path: The PNG to write.
     """
-    image = cv2.cvtColor(cv2.imread(str(example.path)), cv2.COLOR_BGR2RGB)
+    names = dict(enumerate(classes)) | {IGNORED: 'unlabelled'}
+    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+    colours[: len(palette)] = palette
+    image = cv2.imread(str(example.path))[..., ::-1]
     panels = (
-        (f'Input: {example.path.name}', _enlarge(image, cv2.INTER_CUBIC)),
-        ('Truth', _paint(example.truth, palette)),
+        (f'Input: {example.path.name}', image, 'bicubic'),
+        ('Ground truth', _paint(example.ground_truth, colours), None),
         (
-            f'Prediction: {example.accuracy:.1f} % right',
-            _paint(example.prediction, palette),
+            f'Prediction: {example.accuracy:.1f} % of the pixels correct',
+            _paint(example.prediction, colours),
+            None,
         ),
     )
     figure = Figure(figsize=(12, 4), layout='constrained')
-    for axes, (title, pixels) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.imshow(pixels)
+    for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
+        title, pixels, interpolation = panel
+        axes.imshow(pixels, interpolation=interpolation)
         axes.set_title(title, color=_TEXT, fontsize=13)
         axes.axis('off')
-    shown = np.union1d(example.truth, example.prediction)
+    shown = np.union1d(example.ground_truth, example.prediction).tolist()
     rows = -(-len(shown) // 9)
     figure.legend(
         handles=[
             Patch(
-                facecolor=_colour(i, palette),
+                facecolor=colours[i] / 255,
                 edgecolor=_TEXT,
                 linewidth=0.6,
-                label=name,
+                label=names[i],
             )
-            for i in shown.tolist()
-            for name in ['unlabelled' if i == IGNORED else classes[i]]
+            for i in shown
         ],
         loc='outside lower center',
         ncols=-(-len(shown) // rows),
@@ -270,19 +270,9 @@ def draw_example(
     _save(figure, path)
 
 
-def _enlarge(pixels: np.ndarray, interpolation: int) -> np.ndarray:
-    return cv2.resize(pixels, None, fx=_ZOOM, fy=_ZOOM, interpolation=interpolation)
-
-
-def _colour(index: int, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.divide(_IGNORED_COLOUR if index == IGNORED else palette[index], 255)
-
-
-def _paint(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Colour a label map; thin outlines part classes of similar colours."""
-    labels = _enlarge(labels.astype(np.uint8), cv2.INTER_NEAREST)
-    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
-    colours[: len(palette)] = palette
+def _paint(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colour a label map; thin outlines separate classes of similar colours."""
+    labels = labels.repeat(_ZOOM, 0).repeat(_ZOOM, 1)
     pixels = colours[labels]
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]

@@ -3,28 +3,11 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs' / 'demo' / 'upernet_pelk_narrow_drawn_scenes.py'
+from arguments import number_in
 
-
-def number_in(least: int, most: int) -> Callable[[str], int]:
-    """Make an argument type: a whole number in a range."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} is not a whole number from {least} to {most}'
-            )
-        return number
-
-    return parse
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +18,12 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=Path('work_dirs/demo'),
         help='folder for the scenes, the training and the report (%(default)s)',
+    )
+    parser.add_argument(
+        '--config',
+        type=Path,
+        default=CONFIGS / 'upernet_pelk_narrow_drawn_scenes.py',
+        help='another config of the same data, such as the sparse one beside this',
     )
     parser.add_argument(
         '--seed',
@@ -54,15 +43,15 @@ def main() -> None:
     """Run the demonstration."""
     args = parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
-    from pelk_mm.demo.run import run_demo
+    from run import run_demo
 
     # mmseg's notes to its own developers would hide the progress.
     warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')
 
     try:
-        run_demo(CONFIG, args.out, args.seed, args.iters)
-    except (FileExistsError, PermissionError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+        run_demo(args.config, args.out, args.seed, args.iters)
+    except (FileExistsError, FileNotFoundError, PermissionError) as error:
+        sys.exit(f'demo.py: error: {error}')
 
 
 if __name__ == '__main__':

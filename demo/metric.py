@@ -9,18 +9,18 @@ from mmseg.registry import METRICS
 class OccurringIoUMetric(IoUMetric):
     """IoUMetric whose logged table leaves out classes that occur nowhere.
 
-    A class that is neither in the truth nor in a prediction has no score. Its row
-    of dashes goes, the scores stay what they are.
+    A class that is neither in the ground truth nor in a prediction has no score. Its
+    row of dashes goes, the scores stay what they are.
     """
 
     default_prefix = ''  # none, said outright: None makes mmengine warn
 
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
-        """Score the classes that are in the truth or in a prediction.
+        """Score the classes that are in the ground truth or in a prediction.
 
         Args:
             results: Of each image the areas of intersection, union, prediction and
-                truth of each class, as `process` collected them.
+                ground truth of each class, as `process` collected them.
 
         Returns:
             What mmseg's IoUMetric returns.

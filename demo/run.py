@@ -10,16 +10,17 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from config import load_config
+from metric import OccurringIoUMetric
 from pelk_mm.files import write_atomically
-
-from .report import (
+from report import (
     commonest_class,
     draw_curves,
     draw_example,
     evaluate,
     write_scores,
 )
-from .scenes import write_dataset
+from scenes import write_dataset
 
 MARK = 'demo.json'  # tells a folder of ours from other people's
 DATA = 'data/ADEChallengeData2016'
@@ -62,20 +63,10 @@ def make_config(config: Path, folder: Path, seed: int, iters: int | None) -> Con
         seed: Seed of the training.
         iters: Number of iterations, 2 or more, or None for the config's own.
     """
-    cfg = Config.fromfile(config)
-    cfg.work_dir = str(folder / 'training')
+    cfg = load_config(config, folder / 'training', folder / DATA, iters, evaluations=5)
     cfg.randomness = dict(seed=seed)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = str(folder / DATA)
-    if iters is not None:
-        warmup, decay = cfg.param_scheduler
-        warmup.end = decay.begin = min(warmup.end, iters // 2)
-        decay.end = cfg.train_cfg.max_iters = iters
-        cfg.train_cfg.val_interval = -(-iters // 5)
-        cfg.default_hooks.checkpoint.interval = iters
-        cfg.default_hooks.logger.interval = max(
-            1, min(cfg.default_hooks.logger.interval, iters // 10)
-        )
+    # The config names mmseg's own metric, so that it works without this folder too.
+    cfg.val_evaluator.type = cfg.test_evaluator.type = OccurringIoUMetric.__name__
     return cfg
 
 

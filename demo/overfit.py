@@ -1,16 +1,22 @@
-"""A detector learns a few images by heart: a check of the whole training path."""
+"""Let a narrow PeLK Cascade Mask R-CNN learn a few images of COCO by heart.
 
+A check that training works from the data to the masks, for a CPU and a few minutes.
+"""
+
+import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.runner import Runner
+from arguments import number_in
 
-from pelk_mm.files import write_atomically
-
+CONFIG = (
+    Path(__file__).resolve().parents[1]
+    / 'configs/demo/cascade_mask_rcnn_pelk_narrow_overfit.py'
+)
 ANNOTATIONS = 'annotations/instances_train2017.json'
 
 
@@ -48,19 +54,18 @@ def largest_objects(annotations: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def run_overfit(
-    config: Path, data: Path, folder: Path, count: int = 4, iters: int | None = None
+    data: Path, folder: Path, count: int, iters: int | None
 ) -> dict[str, float]:
     """Train on a few images of a COCO data set and evaluate on the same.
 
     Args:
-        config: The config file.
         data: The data set, in COCO's directory layout.
         folder: Where the picked annotations and the training go.
         count: How many images to learn.
         iters: Number of iterations, or None for the config's own.
 
     Returns:
-        The metrics of the last evaluation, and the minutes that all took.
+        The metrics of the last evaluation.
 
     Raises:
         FileNotFoundError: If the data set lacks its annotation file.
@@ -71,25 +76,23 @@ def run_overfit(
         raise FileNotFoundError(
             f'{source} does not exist; name a folder in the layout of COCO with --data'
         )
-    start = time.monotonic()
     picked = largest_objects(json.loads(source.read_text()), count)
+    # Here: a wrong argument should not wait for torch to load.
+    from mmengine.runner import Runner
+
+    from config import load_config
+    from pelk_mm.files import write_atomically
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / 'annotations.json'
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(picked))
 
-    cfg = Config.fromfile(config)
-    cfg.work_dir = str(folder)
+    cfg = load_config(CONFIG, folder, data, iters, evaluations=1)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = str(data)
         loader.dataset.ann_file = str(path)
     cfg.train_dataloader.batch_size = min(count, cfg.train_dataloader.batch_size)
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(path)
-    if iters is not None:
-        warm_up, decay = cfg.param_scheduler
-        warm_up.end = decay.begin = min(warm_up.end, iters // 2)
-        decay.end = cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = iters
-        cfg.default_hooks.checkpoint.interval = iters
     runner = Runner.from_cfg(cfg)
     runner.train()
     scalars = runner.message_hub.log_scalars
@@ -98,4 +101,42 @@ def run_overfit(
         # The metric has no scores where nothing is detected at all.
         score = scalars.get(f'val/coco/{name}')
         metrics[name] = float(score.current()) if score else 0.0
-    return {**metrics, 'minutes': (time.monotonic() - start) / 60}
+    return metrics
+
+
+def main() -> None:
+    """Read the command line, train, and print the scores on the same images."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--data', type=Path, default=Path('data/coco'), help='COCO (%(default)s)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/overfit'),
+        help='folder for the training (%(default)s)',
+    )
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=4,
+        help='how many, those of the largest objects first (%(default)s)',
+    )
+    parser.add_argument(
+        '--iters',
+        type=number_in(2, 10**6),
+        help="training iterations, instead of the config's own number",
+    )
+    args = parser.parse_args()
+    start = time.monotonic()
+    try:
+        metrics = run_overfit(args.data, args.out, args.images, args.iters)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'overfit.py: {error}')
+    minutes = (time.monotonic() - start) / 60
+    scores = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
+    print(f'{args.images} images after {minutes:.1f} minutes: {scores}')
+
+
+if __name__ == '__main__':
+    main()

@@ -76,6 +76,5 @@ def explain_missing_stack() -> str:
     """One sentence: what is missing, what works without it, and the remedy."""
     return (
         f'{" and ".join(missing_stack())} cannot be found, and only pelk_mm.ops works '
-        f'without: run `{install_command()}` or, for the maintained forks, '
-        f'`{install_command("onedl")}`'
+        f'without: run `{install_command()}`'
     )

@@ -1,7 +1,6 @@
 """Hand a config over to the framework that it is written for."""
 
 import argparse
-import runpy
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+
+from ..scripts import run_script
 
 FRAMEWORKS = ('mmseg', 'mmdet')
 
@@ -119,4 +120,4 @@ def hand_over(tool: str) -> None:
     except LaunchError as error:
         sys.exit(f'{tool}.py: {error}')
     sys.argv[0] = str(path)
-    runpy.run_path(str(path), run_name='__main__')
+    run_script(path, sys.argv[1:], parser.prog)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pelk_mm
 from pelk_mm.configs import config_folder, config_path
+from pelk_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,3 +109,18 @@ def test_printed_path(tmp_path):
     )
     path = ROOT / 'configs' / 'fcos_replknet_31b_coco.py'
     assert result.stdout == f'{path}\n'
+
+
+def test_one_version_everywhere():
+    assert pelk_mm.__version__ == __version__
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == __version__
+    released = f'## {__version__} ({citation["date-released"]})'
+    assert released in (ROOT / 'CHANGELOG.md').read_text().splitlines()
+
+
+def test_commits_are_formatted_as_the_tests_check():
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+    (revision,) = (repo['rev'] for repo in hooks if 'ruff' in repo['repo'])
+    pin = f'"ruff=={revision.removeprefix("v")}"'
+    assert pin in (ROOT / 'pyproject.toml').read_text()

@@ -57,10 +57,11 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
     # Its commands work without the checkout; the metadata lie in `tmp_path`.
     config = mim / 'configs' / 'upernet_pelk_t_ade20k.py'
     code = (
-        'from pelk_mm import install, scripts, version\n'
+        'import pelk_mm_cli\n'
+        'from pelk_mm import install, version\n'
         'from importlib.metadata import version as installed\n'
         'assert installed("pelk_mm") == version.__version__\n'
-        'print(install.install_command(), sorted(scripts.find_tools()))\n'
+        'print(install.install_command(), sorted(pelk_mm_cli.find_tools()))\n'
     )
     done = {}
     for name, arguments in {

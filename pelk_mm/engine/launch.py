@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from ..scripts import run_script
+from pelk_mm_cli import run_script
 
 FRAMEWORKS = ('mmseg', 'mmdet')
 

@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
 
-from pelk_mm.__main__ import TAKE_CONFIG, list_tools, main, resolve_config
-from pelk_mm.scripts import find_tools, run_script, summarize
-from pelk_mm.version import __version__
+from pelk_mm_cli import (
+    TAKE_CONFIG,
+    find_tools,
+    list_tools,
+    main,
+    resolve_config,
+    run_script,
+    summarize,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'upernet_pelk_t_ade20k.py'
@@ -48,7 +54,7 @@ def test_alone_it_lists_the_tools(arguments, monkeypatch, capsys):
 def test_version(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['pelk-mm', '--version'])
     main()
-    assert capsys.readouterr().out == f'{__version__}\n'
+    assert capsys.readouterr().out == f'{version("pelk_mm")}\n'
 
 
 @pytest.mark.parametrize(
@@ -125,6 +131,25 @@ def test_script_is_the_main_module(tmp_path, monkeypatch, capsys):
     )
 
 
+def test_usage_and_wrong_arguments_do_not_wait_for_torch(tmp_path):
+    block = 'import sys; sys.modules.update(torch=None, numpy=None, mmengine=None); '
+    code = f'{block}import pelk_mm_cli; pelk_mm_cli.main()'
+    for arguments, expected in [
+        ([], 0),
+        (['no_tool'], 2),
+        (['convert_checkpoint', '--help'], 0),
+        (['convert_checkpoint'], 2),
+    ]:
+        result = subprocess.run(
+            [sys.executable, '-c', code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == expected, result.stderr
+        assert 'Traceback' not in result.stderr
+
+
 ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
 
 
@@ -178,4 +203,4 @@ def test_shell_script_runs_with_this_interpreter(tmp_path):
 
 def test_console_script_is_installed():
     (script,) = entry_points(group='console_scripts', name='pelk-mm')
-    assert script.value == 'pelk_mm.__main__:main'
+    assert script.value == 'pelk_mm_cli:main'

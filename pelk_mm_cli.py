@@ -1,7 +1,7 @@
 """`pelk-mm TOOL ...` is `python tools/TOOL.py ...`, from a wheel too.
 
-It is outside the package, whose import takes seconds for torch and mmengine: the list of
-tools, the usage of one, and the error of a wrong command line should not wait for them.
+It is outside the package, whose import takes seconds for torch and mmengine: the list
+of tools, the usage of one, and the error of a wrong command line should not wait.
 """
 
 import ast
@@ -33,10 +33,50 @@ TAKE_CONFIG = {
 }
 
 
+def files_root() -> Path:
+    """Folder of ``configs`` and ``tools``: a wheel's ``.mim``, or the checkout."""
+    mim = PACKAGE / '.mim'
+    return mim if mim.is_dir() else PACKAGE.parent
+
+
+def config_folder() -> Path:
+    """Folder of the configs.
+
+    Raises:
+        FileNotFoundError: If the package was installed without them.
+    """
+    folder = files_root() / 'configs'
+    if not (folder / '_base_').is_dir():
+        raise FileNotFoundError(
+            f'{PACKAGE} was installed without its configs; reinstall pelk_mm from its '
+            'wheel or from a clone'
+        )
+    return folder
+
+
+def config_path(name: str) -> Path:
+    """Path of one of our configs by its name, with or without ``.py``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    folder = config_folder()
+    path = folder / f'{name.removesuffix(".py")}.py'
+    if not path.is_file():
+        known = sorted(path.stem for path in folder.glob('*.py'))
+        close = get_close_matches(path.stem, known, n=3)
+        hint = (
+            f'did you mean {" or ".join(close)}?'
+            if close
+            else f'choose one of {", ".join(known)}'
+        )
+        raise FileNotFoundError(f'there is no config {name!r}; {hint}')
+    return path
+
+
 def find_tools() -> dict[str, Path]:
     """Scripts of ``tools`` and ``tools/analysis`` by name, in alphabetical order."""
-    mim = PACKAGE / '.mim'  # a wheel has them there, a checkout next to the package
-    folder = (mim if mim.is_dir() else PACKAGE.parent) / 'tools'
+    folder = files_root() / 'tools'
     paths = [*folder.glob('*.py'), *folder.glob('*.sh'), *folder.glob('analysis/*.py')]
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
@@ -67,8 +107,6 @@ def resolve_config(tool: str, arguments: Sequence[str]) -> list[str]:
     # Of a path that does not exist the tool itself complains.
     if first.startswith('-') or '/' in first or Path(first).is_file():
         return list(arguments)
-    from pelk_mm.configs import config_path
-
     return [str(config_path(first)), *others]
 
 

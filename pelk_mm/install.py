@@ -1,4 +1,4 @@
-"""Where this installation keeps its files, and the commands that complete it."""
+"""What pelk_mm needs beyond torch, and the commands that install it."""
 
 import re
 import shlex
@@ -9,12 +9,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 #: What everything but `pelk_mm.ops` imports.
 STACK = ('mmengine', 'mmcv')
-
-
-def mim_root() -> Path:
-    """Folder of ``configs`` and ``tools``: a wheel's ``.mim``, or the checkout."""
-    mim = PACKAGE / '.mim'
-    return mim if mim.is_dir() else PACKAGE.parent
 
 
 def requirements(extra: str) -> list[str]:
@@ -47,7 +41,7 @@ def install_command(extra: str = 'openmmlab') -> str:
     Args:
         extra: ``openmmlab``; ``onedl``, its maintained forks; ``export``.
     """
-    checkout = mim_root() == PACKAGE.parent
+    checkout = not (PACKAGE / '.mim').is_dir()
 
     def packages(name: str) -> str:
         # pelk_mm is on no index: only a checkout can be asked for its extras.

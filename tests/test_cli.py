@@ -29,7 +29,7 @@ def run(*arguments, cwd, **environment):
         text=True,
         cwd=cwd,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -84,12 +84,14 @@ def test_names_of_configs_become_paths(tmp_path, monkeypatch):
 
 
 def test_unknown_config(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['pelk-mm', 'train', 'upernet_pelk_t'])
+    monkeypatch.setattr(sys, 'argv', ['pelk-mm', 'train', 'upernet_pelk_t_ade20'])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("pelk-mm train: there is no config 'upernet_pelk_t'; did ")
+    assert error.startswith(
+        "pelk-mm train: there is no config 'upernet_pelk_t_ade20'; did "
+    )
     assert error.count('\n') == 1
 
 
@@ -138,6 +140,8 @@ def test_usage_and_wrong_arguments_do_not_wait_for_torch(tmp_path):
         ([], 0),
         (['no_tool'], 2),
         (['convert_checkpoint', '--help'], 0),
+        (['config', CONFIG.stem], 0),
+        (['train', 'no_config'], 2),
         (['convert_checkpoint'], 2),
     ]:
         result = subprocess.run(

@@ -13,7 +13,7 @@ def run(code, *blocked):
         [sys.executable, '-c', block + code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -9,7 +9,6 @@ from pelk_mm.install import (
     explain_missing_stack,
     install_command,
     is_missing_stack,
-    mim_root,
     requirements,
 )
 
@@ -29,12 +28,6 @@ def wheel(monkeypatch, tmp_path):
     monkeypatch.setattr(install, 'PACKAGE', tmp_path)
     monkeypatch.setattr(install, 'requires', lambda name: METADATA)
     return tmp_path
-
-
-def test_root_of_a_checkout_and_of_a_wheel(wheel, monkeypatch):
-    assert mim_root() == wheel / '.mim'
-    monkeypatch.undo()
-    assert mim_root() == PACKAGE.parent
 
 
 def test_extras_come_from_the_metadata(wheel):

@@ -38,7 +38,7 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
     code = 'import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path("setup.py")'
     command = ['setup.py', 'egg_info', '--egg-base', tmp_path]
     command += ['build_py', '--build-lib', tmp_path / 'lib']
-    subprocess.run([sys.executable, '-c', code, *command], check=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code, *command], check=True, timeout=600)
     mim = tmp_path / 'lib' / 'pelk_mm' / '.mim'
     for folder, pattern in (('configs', '*.py'), ('configs', '*.yml'), ('tools', '*')):
         expected = {
@@ -76,7 +76,7 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
             text=True,
             cwd=tmp_path,
             env={**os.environ, 'PYTHONPATH': f'{tmp_path / "lib"}:{tmp_path}'},
-            timeout=120,
+            timeout=600,
         )
     assert 'mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0' in done['code'].stdout
     assert 'convert_checkpoint' in done['code'].stdout
@@ -106,7 +106,7 @@ def test_printed_path(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
     )
     path = ROOT / 'configs' / 'fcos_replknet_31b_coco.py'
     assert result.stdout == f'{path}\n'

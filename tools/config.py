@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pelk_mm.configs import config_folder, config_path
+from pelk_mm_cli import config_folder, config_path
 
 
 def main() -> None:

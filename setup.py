@@ -1,10 +1,9 @@
-"""Packaging of pelk_mm."""
+"""What pyproject.toml cannot say: how the kernels and the mm files are built."""
 
 import platform
-import re
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -116,46 +115,7 @@ class BuildWithConfigs(build_py):
                     yield path
 
 
-# mmsegmentation forgets to name ftfy and regex, which its text encoders import.
-OPENMMLAB = [
-    'mmengine==0.10.7',
-    'mmcv==2.1.0',
-    'mmdet==3.3.0',
-    'mmsegmentation==1.2.2',
-    'ftfy',
-    'regex',
-    'setuptools<81',  # mmengine imports pkg_resources, which 81 no longer has
-]
-ONEDL = [
-    'onedl-mmengine==0.10.12',
-    'onedl-mmcv==2.3.6',
-    'onedl-mmdetection==3.5.1',
-    'onedl-mmsegmentation==1.4.2',
-    'ftfy',
-    'regex',
-]
-EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
-
 setup(
-    name='pelk_mm',
-    version=re.search(
-        r"__version__ = '(.+)'", (ROOT / 'pelk_mm' / '__init__.py').read_text()
-    ).group(1),
-    description='PeLK, SLaK and RepLKNet backbones for MMSegmentation and MMDetection',
-    long_description=(ROOT / 'README.md').read_text(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=['pelk_mm', 'pelk_mm.*']),
     ext_modules=[KERNELS],
     cmdclass={'build_ext': BuildKernels, 'build_py': BuildWithConfigs},
-    python_requires='>=3.10',
-    # The mm packages are extras because two distributions provide the same
-    # modules: a hard requirement on one would break users of the other.
-    install_requires=['torch>=2.6', 'numpy'],
-    extras_require={
-        'openmmlab': OPENMMLAB,
-        'onedl': ONEDL,
-        'export': EXPORT,
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'mypy', 'ruff', 'safetensors', *EXPORT],
-    },
 )

@@ -1,5 +1,6 @@
 """What travels in the wheel, and the index that mm tools read."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pelk_mm
 from pelk_mm.configs import config_folder, config_path
+from pelk_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +38,7 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
     code = 'import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path("setup.py")'
     command = ['setup.py', 'egg_info', '--egg-base', tmp_path]
     command += ['build_py', '--build-lib', tmp_path / 'lib']
-    subprocess.run([sys.executable, '-c', code, *command], check=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code, *command], check=True, timeout=600)
     mim = tmp_path / 'lib' / 'pelk_mm' / '.mim'
     for folder, pattern in (('configs', '*.py'), ('configs', '*.yml'), ('tools', '*')):
         expected = {
@@ -46,9 +49,41 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
         assert expected
         assert all((mim / path).read_bytes() == path.read_bytes() for path in expected)
     assert (mim / 'model-index.yml').is_file()
-    # It needs the checkout's setup.py.
+    assert (mim.parent / 'py.typed').is_file()
+    # It sets a checkout up.
     assert not (mim / 'tools' / 'setup_env.py').exists()
     assert not (ROOT / 'pelk_mm' / '.mim').exists()
+
+    # Its commands work without the checkout; the metadata lie in `tmp_path`.
+    config = mim / 'configs' / 'upernet_pelk_t_ade20k.py'
+    code = (
+        'import pelk_mm_cli\n'
+        'from pelk_mm import install, version\n'
+        'from importlib.metadata import version as installed\n'
+        'assert installed("pelk_mm") == version.__version__\n'
+        'print(install.install_command(), sorted(pelk_mm_cli.find_tools()))\n'
+    )
+    done = {}
+    for name, arguments in {
+        'code': ['-c', code],
+        'config': ['-m', 'pelk_mm', 'config', config.stem],
+        'train': ['-m', 'pelk_mm', 'train', config.stem],
+        'convert': ['-m', 'pelk_mm', 'convert_checkpoint', '--help'],
+    }.items():
+        done[name] = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': f'{tmp_path / "lib"}:{tmp_path}'},
+            timeout=600,
+        )
+    assert 'mmengine==0.10.7 mmcv==2.1.0 mmdet==3.3.0' in done['code'].stdout
+    assert 'convert_checkpoint' in done['code'].stdout
+    assert 'setup_env' not in done['code'].stdout
+    assert done['config'].stdout == f'{config}\n'
+    assert "data_root 'data/ade/ADEChallengeData2016'" in done['train'].stderr
+    assert done['convert'].stdout.startswith('usage: pelk-mm convert_checkpoint ')
 
 
 def test_folder_of_the_configs():
@@ -59,17 +94,34 @@ def test_folder_of_the_configs():
 
 
 def test_unknown_config():
-    with pytest.raises(FileNotFoundError, match="'resnet'; choose one of cascade"):
-        config_path('resnet')
+    with pytest.raises(FileNotFoundError, match="'vit'; choose one of cascade"):
+        config_path('vit')
+    with pytest.raises(FileNotFoundError, match='did you mean .*fcos_replknet_31b'):
+        config_path('fcos_replknet_31b')
 
 
 def test_printed_path(tmp_path):
     result = subprocess.run(
-        [sys.executable, '-m', 'pelk_mm.configs', 'fcos_replknet_31b_coco'],
+        [sys.executable, ROOT / 'tools' / 'config.py', 'fcos_replknet_31b_coco'],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
     )
     path = ROOT / 'configs' / 'fcos_replknet_31b_coco.py'
     assert result.stdout == f'{path}\n'
+
+
+def test_one_version_everywhere():
+    assert pelk_mm.__version__ == __version__
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == __version__
+    released = f'## {__version__} ({citation["date-released"]})'
+    assert released in (ROOT / 'CHANGELOG.md').read_text().splitlines()
+
+
+def test_commits_are_formatted_as_the_tests_check():
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+    (revision,) = (repo['rev'] for repo in hooks if 'ruff' in repo['repo'])
+    pin = f'"ruff=={revision.removeprefix("v")}"'
+    assert pin in (ROOT / 'pyproject.toml').read_text()

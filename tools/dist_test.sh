@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Usage: dist_test.sh CONFIG CHECKPOINT GPUS [flags of test.py]
+# Test on several GPUs: dist_test CONFIG CHECKPOINT GPUS [flags of test]
+# NNODES, NODE_RANK, MASTER_ADDR and PORT spread it over machines.
 set -e
 
-torch_run=(python -m torch.distributed.run
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+if [ $# -lt 3 ]; then
+    echo 'usage: dist_test CONFIG CHECKPOINT GPUS [flags of test]' >&2
+    exit 2
+fi
 
-"${torch_run[@]}" --nproc_per_node="$3" \
-    "$(dirname "$0")/test.py" "$1" "$2" --launcher pytorch "${@:4}"
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    --nproc_per_node="$3" -m pelk_mm test "$1" "$2" --launcher pytorch "${@:4}"

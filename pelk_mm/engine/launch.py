@@ -1,7 +1,6 @@
 """Run the training and test tools of the framework that a config is written for."""
 
 import argparse
-import runpy
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+
+from pelk_mm_cli import run_script
 
 #: Distributions that provide each framework: OpenMMLab's, and the maintained fork.
 DISTRIBUTIONS = {
@@ -133,4 +134,4 @@ def hand_over(tool: str) -> None:
     except LaunchError as error:
         sys.exit(f'{tool}: {error}')
     sys.argv[0] = str(path)
-    runpy.run_path(str(path), run_name='__main__')
+    run_script(path, sys.argv[1:], parser.prog)

@@ -49,3 +49,107 @@ def test_failed_build_leaves_nothing(setup_env, tmp_path):
 def test_what_cannot_run_has_no_output(setup_env):
     assert setup_env.output_of(Path(sys.executable), 'print(6 * 7)') == '42'
     assert setup_env.output_of(Path(sys.executable), 'import no_such_module') is None
+
+
+@pytest.mark.parametrize('extra', ['build', 'openmmlab', 'onedl', 'dev'])
+def test_extras_are_read_without_a_parser(setup_env, extra):
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 has none')
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    assert setup_env.read_extra(extra) == project['optional-dependencies'][extra]
+
+
+def test_unknown_extra(setup_env):
+    with pytest.raises(SystemExit, match="no extra 'mmlab'"):
+        setup_env.read_extra('mmlab')
+
+
+class Recorder:
+    """Stands in for pip and for the environment's Python; notes what is installed."""
+
+    def __init__(self, module, monkeypatch, checkout):
+        self.installed = []
+        self.compiles = True
+        self.kernels = checkout / 'pelk_mm' / 'ops' / 'cpu' / '_kernels.abi.so'
+        self.kernels.parent.mkdir(parents=True)
+        self.environment = checkout / 'env'
+        (self.environment / 'bin').mkdir(parents=True)
+        (self.environment / 'bin' / 'python').touch()
+        (checkout / 'pelk_mm' / 'ops' / 'csrc' / 'x86').mkdir(parents=True)
+        for name in ('pyproject.toml', 'setup.py', 'pelk_mm/ops/csrc/x86/kernel.cpp'):
+            (checkout / name).touch()
+        (checkout / 'pyproject.toml').write_text(
+            'build = [\n    "ninja",\n]\nopenmmlab = [\n    "mmcv==2.1.0",\n]\n'
+            'onedl = [\n    "onedl-mmcv==2.3.6",\n]\n'
+        )
+        monkeypatch.setattr(module, 'ROOT', checkout)
+        monkeypatch.setattr(module, 'OPS', checkout / 'pelk_mm' / 'ops')
+        monkeypatch.setattr(module, 'pip', self.pip)
+        monkeypatch.setattr(module, 'output_of', lambda *_: 'torch2.13.0 .abi.so')
+        monkeypatch.setattr(module, 'mmcv_wheel', lambda _, pin, tag: f'{pin}-{tag}')
+        self.module, self.monkeypatch = module, monkeypatch
+
+    def pip(self, python, *arguments):
+        self.installed.append(arguments)
+        if '-e' in arguments and self.compiles:
+            assert not self.kernels.exists()
+            self.kernels.write_text('compiled')
+
+    def run(self, *arguments):
+        """Bring the environment up to date; what was installed, the last argument."""
+        self.installed.clear()
+        argv = ['setup_env.py', str(self.environment), *arguments]
+        self.monkeypatch.setattr(sys, 'argv', argv)
+        self.module.main()
+        return [call[-1] for call in self.installed]
+
+
+@pytest.fixture
+def recorder(setup_env, monkeypatch, tmp_path):
+    return Recorder(setup_env, monkeypatch, tmp_path)
+
+
+def test_only_what_has_changed_is_installed(recorder, tmp_path, capsys):
+    everything = ['ninja', 'mmcv==2.1.0-torch2.13.0', f'{tmp_path}[openmmlab,dev]']
+    assert recorder.run() == everything
+    assert recorder.run() == []
+
+    for name in ('setup.py', 'pelk_mm/ops/csrc/x86/kernel.cpp'):
+        (tmp_path / name).write_text('changed')
+        assert recorder.run() == [str(tmp_path)]
+        assert '--no-deps' in recorder.installed[0]
+        assert recorder.run() == []
+    (tmp_path / 'pelk_mm' / 'ops' / 'csrc' / 'new.h').touch()
+    assert recorder.run() == [str(tmp_path)]
+
+    recorder.kernels.write_text('from elsewhere')
+    assert recorder.run() == [str(tmp_path)]
+    recorder.kernels.unlink()
+    assert recorder.run() == [str(tmp_path)]
+    assert recorder.run() == []
+
+    with (tmp_path / 'pyproject.toml').open('a') as file:
+        file.write('# changed')
+    assert recorder.run() == everything
+    assert recorder.run('--torch', 'torch==2.6.0') == everything
+    assert recorder.run('--torch', 'torch==2.6.0', '--stack', 'onedl') == [
+        'ninja',
+        'onedl-mmcv==2.3.6-torch2.13.0',
+        f'{tmp_path}[onedl,dev]',
+    ]
+    assert 'no CPU kernels' not in capsys.readouterr().out
+
+
+def test_kernels_that_do_not_compile_leave_no_old_ones(recorder, tmp_path, capsys):
+    recorder.run()
+    (tmp_path / 'setup.py').write_text('changed')
+    recorder.compiles = False
+    assert recorder.run() == [str(tmp_path)]
+    assert not recorder.kernels.exists()
+    assert 'setup: no CPU kernels' in capsys.readouterr().out
+    assert recorder.run() == []  # a machine without a compiler does not try each time
+
+
+def test_broken_torch_stops_the_setup(recorder, setup_env, monkeypatch):
+    monkeypatch.setattr(setup_env, 'output_of', lambda *_: None)
+    with pytest.raises(SystemExit, match='torch does not import; remove'):
+        recorder.run()

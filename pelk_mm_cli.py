@@ -1,0 +1,171 @@
+"""`pelk-mm TOOL ...` is `python tools/TOOL.py ...`, from a wheel too.
+
+It is outside the package, whose import takes seconds for torch and mmengine: the list
+of tools, the usage of one, and the error of a wrong command line should not wait.
+"""
+
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+PACKAGE = Path(__file__).resolve().parent / 'pelk_mm'
+
+USAGE = """usage: pelk-mm TOOL [ARGUMENT ...]
+
+`pelk-mm TOOL --help` explains a tool. Where a tool takes a CONFIG first, that may also
+be the name of one of pelk_mm's own, such as upernet_pelk_t_ade20k.
+"""
+
+#: Tools whose first argument is a config.
+TAKE_CONFIG = {
+    'train',
+    'test',
+    'dist_train',
+    'dist_test',
+    'get_flops',
+    'switch_to_deploy',
+}
+
+
+def files_root() -> Path:
+    """Folder of ``configs`` and ``tools``: a wheel's ``.mim``, or the checkout."""
+    mim = PACKAGE / '.mim'
+    return mim if mim.is_dir() else PACKAGE.parent
+
+
+def config_folder() -> Path:
+    """Folder of the configs.
+
+    Raises:
+        FileNotFoundError: If the package was installed without them.
+    """
+    folder = files_root() / 'configs'
+    if not (folder / '_base_').is_dir():
+        raise FileNotFoundError(
+            f'{PACKAGE} was installed without its configs; reinstall pelk_mm from its '
+            'wheel or from a clone'
+        )
+    return folder
+
+
+def config_path(name: str) -> Path:
+    """Path of one of our configs by its name, with or without ``.py``.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    folder = config_folder()
+    path = folder / f'{name.removesuffix(".py")}.py'
+    if not path.is_file():
+        known = sorted(path.stem for path in folder.glob('*.py'))
+        close = get_close_matches(path.stem, known, n=3)
+        hint = (
+            f'did you mean {" or ".join(close)}?'
+            if close
+            else f'choose one of {", ".join(known)}'
+        )
+        raise FileNotFoundError(f'there is no config {name!r}; {hint}')
+    return path
+
+
+def find_tools() -> dict[str, Path]:
+    """Scripts of ``tools`` and ``tools/analysis`` by name, in alphabetical order."""
+    folder = files_root() / 'tools'
+    paths = [*folder.glob('*.py'), *folder.glob('*.sh'), *folder.glob('analysis/*.py')]
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
+def summarize(tool: Path) -> str:
+    """First line of a script's docstring or, of a shell script, its first comment."""
+    text = tool.read_text()
+    if tool.suffix == '.py':
+        return (ast.get_docstring(ast.parse(text)) or '').partition('\n')[0]
+    return text.splitlines()[1].removeprefix('#').strip()
+
+
+def list_tools() -> str:
+    """The usage, and a line for each tool."""
+    lines = [f'  {name:<20}{summarize(path)}' for name, path in find_tools().items()]
+    return '\n'.join([USAGE, *lines])
+
+
+def resolve_config(tool: str, arguments: Sequence[str]) -> list[str]:
+    """Replace the name of one of our configs, where a tool takes one, by its path.
+
+    Raises:
+        FileNotFoundError: If a bare name is neither a file's nor a config's.
+    """
+    if tool not in TAKE_CONFIG or not arguments:
+        return list(arguments)
+    first, *others = arguments
+    # Of a path that does not exist the tool itself complains.
+    if first.startswith('-') or '/' in first or Path(first).is_file():
+        return list(arguments)
+    return [str(config_path(first)), *others]
+
+
+def run_script(path: Path, arguments: Sequence[str], prog: str) -> None:
+    """Run a Python file as the main program, in this process.
+
+    Unlike `runpy.run_path` it leaves ``sys.argv[0]`` to the caller, the name that
+    argparse prints in usage and errors.
+
+    Args:
+        path: The file.
+        arguments: Command-line arguments, without a name.
+        prog: Name of the program.
+    """
+    sys.argv = [prog, *arguments]
+    module = ModuleType('__main__')
+    module.__file__ = str(path)
+    sys.modules['__main__'] = module
+    exec(compile(path.read_bytes(), str(path), 'exec'), module.__dict__)
+
+
+def run_shell_script(path: Path, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by bash running a file; ``$PYTHON`` is this interpreter."""
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    os.execvpe('bash', ['bash', str(path), *arguments], environment)
+
+
+def main() -> None:
+    """Run the tool that the command line names, or list all of them."""
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        print(list_tools())
+        return
+    name, *arguments = sys.argv[1:]
+    if name == '--version':
+        print(version('pelk_mm'))
+        return
+    tools = find_tools()
+    if name not in tools:
+        close = get_close_matches(name, tools, n=3)
+        hint = f'did you mean {" or ".join(close)}? ' if close else ''
+        _fail(f'pelk-mm: there is no tool {name!r}; {hint}`pelk-mm` lists the tools')
+    prog = f'pelk-mm {name}'
+    try:
+        arguments = resolve_config(name, arguments)
+    except FileNotFoundError as error:
+        _fail(f'{prog}: {error}')
+    if tools[name].suffix == '.sh':
+        run_shell_script(tools[name], arguments)
+    try:
+        run_script(tools[name], arguments, prog)
+    except ModuleNotFoundError as error:
+        from pelk_mm.install import explain_missing_stack, is_missing_stack
+
+        if not is_missing_stack(error):
+            raise
+        sys.exit(f'{prog}: {explain_missing_stack()}')
+
+
+def _fail(message: str) -> NoReturn:
+    """End with the exit code of a wrong command line."""
+    print(message, file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,210 @@
+"""The console script: `pelk-mm` and `python -m pelk_mm`."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+from pelk_mm_cli import (
+    TAKE_CONFIG,
+    find_tools,
+    list_tools,
+    main,
+    resolve_config,
+    run_script,
+    summarize,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'configs' / 'upernet_pelk_t_ade20k.py'
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, '-m', 'pelk_mm', *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
+
+
+def test_every_tool_has_one_line():
+    tools = find_tools()
+    scripts = [*(ROOT / 'tools').rglob('*.py'), *(ROOT / 'tools').rglob('*.sh')]
+    assert sorted(tools.values()) == sorted(scripts)  # no name is there twice
+    lines = list_tools().splitlines()
+    for name, path in tools.items():
+        assert len(summarize(path)) > 20
+        assert f'  {name:<20}{summarize(path)}' in lines
+    assert set(tools) > TAKE_CONFIG
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help'], ['-h']])
+def test_alone_it_lists_the_tools(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['pelk-mm', *arguments])
+    main()
+    assert capsys.readouterr().out == f'{list_tools()}\n'
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['pelk-mm', '--version'])
+    main()
+    assert capsys.readouterr().out == f'{version("pelk_mm")}\n'
+
+
+@pytest.mark.parametrize(
+    ('name', 'hint'),
+    [('convert-checkpoint', 'did you mean convert_checkpoint? '), ('42', '')],
+)
+def test_unknown_tool(name, hint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['pelk-mm', name])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f'pelk-mm: there is no tool {name!r}; {hint}`pelk-mm` lists the tools\n'
+    )
+
+
+def test_names_of_configs_become_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, others = CONFIG.stem, ['--work-dir', CONFIG.stem]
+    assert resolve_config('train', [name, *others]) == [str(CONFIG), *others]
+    assert resolve_config('test', [f'{name}.py']) == [str(CONFIG)]
+    assert resolve_config('convert_checkpoint', [name]) == [name]
+    for arguments in ([], ['--help'], ['gone/config.py']):
+        assert resolve_config('train', arguments) == arguments
+    (tmp_path / name).touch()  # a file comes first
+    assert resolve_config('train', [name]) == [name]
+
+
+def test_unknown_config(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['pelk-mm', 'train', 'upernet_pelk_t_ade20'])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "pelk-mm train: there is no config 'upernet_pelk_t_ade20'; did "
+    )
+    assert error.count('\n') == 1
+
+
+def test_training_by_name_reads_the_config(tmp_path):
+    result = run('train', CONFIG.stem, '--work-dir', 'out', cwd=tmp_path)
+    assert result.returncode == 1
+    assert "data_root 'data/ade/ADEChallengeData2016'" in result.stderr
+    assert result.stderr.count('\n') == 1
+
+
+def test_usage_names_the_command(tmp_path):
+    for tool in ('convert_checkpoint', 'train'):
+        result = run(tool, '--help', cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f'usage: pelk-mm {tool} ')
+
+
+def test_exit_codes_are_the_tools(tmp_path):
+    result = run('convert_checkpoint', 'gone.pth', 'out.pth', cwd=tmp_path)
+    assert result.returncode == 1
+    assert 'gone.pth' in result.stderr
+    assert run('convert_checkpoint', cwd=tmp_path).returncode == 2
+
+
+def test_script_is_the_main_module(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import sys\nif __name__ == "__main__":\n'
+        '    print(sys.argv, __file__, sys.modules["__main__"].sys is sys)\n'
+        '    sys.exit(7)\n'
+    )
+    with pytest.raises(SystemExit) as end:
+        run_script(script, ['a', '--b'], 'pelk-mm script')
+    assert end.value.code == 7
+    assert capsys.readouterr().out == (
+        f"['pelk-mm script', 'a', '--b'] {script} True\n"
+    )
+
+
+def test_usage_and_wrong_arguments_do_not_wait_for_torch(tmp_path):
+    block = 'import sys; sys.modules.update(torch=None, numpy=None, mmengine=None); '
+    code = f'{block}import pelk_mm_cli; pelk_mm_cli.main()'
+    for arguments, expected in [
+        ([], 0),
+        (['no_tool'], 2),
+        (['convert_checkpoint', '--help'], 0),
+        (['config', CONFIG.stem], 0),
+        (['train', 'no_config'], 2),
+        (['convert_checkpoint'], 2),
+    ]:
+        result = subprocess.run(
+            [sys.executable, '-c', code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == expected, result.stderr
+        assert 'Traceback' not in result.stderr
+
+
+ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
+
+
+@pytest.mark.parametrize(
+    ('tool', 'positional'),
+    [
+        ('dist_train', [CONFIG.stem, '2']),
+        ('dist_test', [CONFIG.stem, 'a.pth', '2']),
+        ('slurm_train', ['part', 'job', CONFIG.stem]),
+        ('slurm_test', ['part', 'job', CONFIG.stem, 'a.pth']),
+    ],
+)
+def test_launchers_start_this_command(tool, positional, tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text(ECHO)
+    srun.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    # torch.distributed.run imports torch; what it would start is enough.
+    python = tmp_path / 'python'
+    python.write_text(ECHO)
+    python.chmod(0o755)
+    script = find_tools()[tool]
+    result = subprocess.run(
+        ['bash', script, *positional, '--amp'],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PATH': path, 'PYTHON': str(python)},
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    command = result.stdout.splitlines()
+    framework_tool = tool.partition('_')[2]
+    start = command.index('pelk_mm')
+    assert command[start - 1 : start + 3] == [
+        '-m',
+        'pelk_mm',
+        framework_tool,
+        CONFIG.stem,
+    ]
+    assert command[-1] == '--amp'
+    launcher = 'slurm' if tool.startswith('slurm') else 'pytorch'
+    assert command[command.index('--launcher') + 1] == launcher
+
+
+def test_shell_script_runs_with_this_interpreter(tmp_path):
+    # Its usage, for want of arguments, as the exit code of bash.
+    result = run('dist_train', '--help', cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == 'usage: dist_train CONFIG GPUS [flags of train]\n'
+
+
+def test_console_script_is_installed():
+    (script,) = entry_points(group='console_scripts', name='pelk-mm')
+    assert script.value == 'pelk_mm_cli:main'

@@ -1,8 +1,8 @@
 """Fit the cost model that chooses a convolution's backend, on this machine.
 
-Prints the table of pelk_mm/ops/selection.py, and by how much the backends that the
-table chooses are slower than the fastest ones measured. The model is of one thread, and
-its time is the processor's.
+Prints the tables of costs that stand in pelk_mm/ops/backends, and by how much the
+backends that they choose are slower than the fastest ones measured. The model is of one
+thread, and its time is the processor's.
 
     python benchmarks/selection.py            about ten minutes
     python benchmarks/selection.py --quick    a few sizes
@@ -12,119 +12,149 @@ import functools
 import itertools
 import os
 import sys
-from unittest import mock
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from ops import GRIDS, grid
 from timing import make_parser, median_seconds, prepare
 
-from pelk_mm.ops import cpu, dispatch, selection
+from pelk_mm.ops import choose
+from pelk_mm.ops.backends import cpu, torch_conv, torch_fft
+from pelk_mm.ops.backends.cpu import costs, library
+from pelk_mm.ops.problem import Problem
 
 SIZES = (7, 10, 14, 16, 20, 28, 32, 40, 56, 64, 96, 128)
 KERNELS = ((3, 3), (5, 5), (7, 7), (9, 9), (13, 13), (21, 21), (31, 31), (51, 51))
 STRIPES = ((5, 11), (5, 13), (13, 5), (5, 31), (31, 5), (5, 51), (51, 5))
 PERIPHERAL = tuple(taps for taps in GRIDS if taps > 7)
 BATCHES = ((1, 16), (2, 64))
+FOURIER = ('fft', 'column_fft')
+TORCH = {**torch_conv.TERMS, **torch_fft.TERMS}
 # Products of a plane above which slow paths are not waited for.
 PATIENCE = {'direct': 4e6, 'pixels': 4e6, 'channels_last': 4e7, 'nchw': 4e6}
 PATIENCE_BACKWARD = 2e6
 
 
-def transposition(x) -> float:
+class Measured(NamedTuple):
+    """What was timed of a problem.
+
+    Attributes:
+        owner: Instruction set of the compiled kernels, or 'torch'.
+        problem: The problem, on planes.
+        seconds: Of each cost, by name.
+    """
+
+    owner: str
+    problem: Problem
+    seconds: dict[str, float]
+
+
+class Work:
+    """Tensors of a problem, and its passes on any backend.
+
+    Args:
+        problem: The problem.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        channels = problem.shape[1]
+        rows, cols = (len(cells) for cells in problem.cells)
+        self.weight = torch.randn(channels, rows, cols)
+        self.x, self.grad = (
+            maps.contiguous(memory_format=problem.memory_format)
+            for maps in torch.randn(2, *problem.shape)
+        )
+
+    def forward(self, name: str) -> float:
+        """Time the forward pass, in seconds."""
+        run = choose.BACKENDS[name].forward
+        return median_seconds(lambda: run(self.problem, self.x, self.weight, None))
+
+    def backward(self, name: str, needs_x: bool) -> float:
+        """Time the gradient to the weight, or both gradients, in seconds."""
+        run = choose.BACKENDS[name].backward
+        arguments = self.problem, self.x, self.grad, self.weight, needs_x
+        return median_seconds(lambda: run(*arguments))
+
+
+def transposition(problem: Problem) -> float:
     """Time a change of layout by what two of them add to other work.
 
     On all processors, summed over them: they share the memory, which sets the pace.
     """
-    threads = os.cpu_count()
-    weight = torch.randn(x.shape[1], 3, 3)
-    pixels = x.contiguous(memory_format=torch.channels_last)
+    threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
+    small = problem._replace(kernel=(3, 3), grid=None)
     without, with_two = (
-        median_seconds(lambda x=x: dispatch._convolve('direct', x, weight, None, None))
-        for x in (x, pixels)
+        Work(small._replace(channels_last=layout)).forward('direct')
+        for layout in (False, True)
     )
     torch.set_num_threads(1)
     return threads * max(with_two - without, 0.2 * with_two) / 2
 
 
-def measure_compiled(x, grad, weight, sharing_grid) -> dict[str, float]:
+def measure_compiled(problem: Problem) -> dict[str, float]:
     """Time the passes of the compiled kernels in the instruction set that is on."""
-    products = x[0, 0].numel() * weight[0].numel()
-    pixels = [t.contiguous(memory_format=torch.channels_last) for t in (x, grad)]
-    runs = {
-        'direct' if sharing_grid is None else 'shared': ('direct', (x, grad)),
-        'fft': ('fft', (x, grad)),
-        'column_fft': ('column_fft', (x, grad)),
-    }
-    if sharing_grid is None:
-        runs |= {'blocks': ('pixels', (x, grad)), 'pixels': ('pixels', pixels)}
-    times = {'transpose': transposition(x)}
-    for name, (backend, (image, upstream)) in runs.items():
-        if products > PATIENCE.get(backend, float('inf')):
+    runs = {name: (name, problem) for name in FOURIER}
+    if problem.grid is None:
+        pixels = problem._replace(channels_last=True)
+        runs |= {
+            'direct': ('direct', problem),
+            'blocks': ('pixels', problem),
+            'pixels': ('pixels', pixels),
+        }
+    seconds = {'transpose': transposition(problem)}
+    for name, (backend, each) in runs.items():
+        if each.pixels * each.kernel[0] * each.kernel[1] > PATIENCE.get(backend, 1e99):
             continue
-
-        def gradients(needs_x, b=backend, x=image, grad=upstream):
-            return dispatch._backward_cpu(x, grad, weight, sharing_grid, needs_x, b)
-
-        times[name] = median_seconds(
-            lambda b=backend, x=image: dispatch._convolve(
-                b, x, weight, sharing_grid, None
-            )
-        )
-        times[f'{name}_weight'] = median_seconds(lambda f=gradients: f(False))
-        if backend in selection.FOURIER:
-            times[f'{name}_both'] = median_seconds(lambda f=gradients: f(True))
-    return times
+        work = Work(each)
+        seconds[name] = work.forward(backend)
+        seconds[f'{name}_weight'] = work.backward(backend, False)
+        if backend in FOURIER:
+            seconds[f'{name}_both'] = work.backward(backend, True)
+    return seconds
 
 
-def measure_torch(x, grad, weight) -> dict[str, float]:
+def measure_torch(problem: Problem) -> dict[str, float]:
     """Time the passes of torch's backends."""
-    products = x[0, 0].numel() * weight[0].numel()
-    times = {}
-    for backend in selection.BACKENDS[len(selection.COMPILED) :]:
-        if products < PATIENCE.get(backend, float('inf')):
-            times[backend] = median_seconds(
-                lambda b=backend: dispatch._convolve(b, x, weight, None, None)
-            )
-        if backend == 'torch_fft' or products < PATIENCE_BACKWARD:
-            times[f'{backend}_weight'] = median_seconds(
-                lambda b=backend: dispatch._weight_grad(b, x, grad, weight, None)
-            )
-    return times
+    products = problem.pixels * problem.kernel[0] * problem.kernel[1]
+    seconds = {}
+    work = Work(problem)
+    for name in ('channels_last', 'nchw', 'torch_fft'):
+        if products < PATIENCE.get(name, 1e99):
+            seconds[name] = work.forward(name)
+        if name == 'torch_fft' or products < PATIENCE_BACKWARD:
+            seconds[f'{name}_weight'] = work.backward(name, False)
+    return seconds
 
 
-def measure(quick: bool) -> list[tuple[str, selection.Problem, dict[str, float]]]:
-    """Time everything.
-
-    Returns:
-        Instruction set or 'torch', problem, and seconds of each pass.
-    """
+def measure(quick: bool) -> list[Measured]:
+    """Time everything."""
     sizes = SIZES[2::4] if quick else SIZES
     kernels = [*KERNELS, *STRIPES, *((taps, taps, True) for taps in PERIPHERAL)]
-    # Kernels reach no further than the map: on small ones many are the same.
-    work = {
-        (size, batch, min(kh, 2 * size - 1), min(kw, 2 * size - 1), *shared): None
-        for size, batch, (kh, kw, *shared) in itertools.product(sizes, BATCHES, kernels)
-        if not shared or kh < 2 * size
+    # Kernels are clipped to the map: on small ones many are the same.
+    problems = {
+        Problem(
+            (*batch, size, size),
+            (min(rows, 2 * size - 1), min(cols, 2 * size - 1)),
+            grid(rows) if shared else None,
+        ): None
+        for size, batch, (rows, cols, *shared) in itertools.product(
+            sizes, BATCHES, kernels
+        )
+        if not shared or rows < 2 * size
     }
     found = []
-    for index, (size, batch, kh, kw, *shared) in enumerate(work):
-        print(f'\r{index + 1} of {len(work)}', end='', file=sys.stderr, flush=True)
-        x, grad = torch.randn(2, *batch, size, size)
-        sharing_grid = list(grid(kh)) if shared else None
-        cells = len(sharing_grid) if shared else None
-        kernel = kh, kw
-        weight = torch.randn(batch[1], *((cells, cells) if shared else kernel))
+    for index, problem in enumerate(problems):
+        print(f'\r{index + 1} of {len(problems)}', end='', file=sys.stderr, flush=True)
         for name in cpu.instruction_sets():
-            os.environ[cpu.ENVIRONMENT_VARIABLE] = name
-            problem = selection.Problem(tuple(x.shape), kernel, cells, cpu.LANES[name])
-            times = measure_compiled(x, grad, weight, sharing_grid)
-            found.append((name, problem, times))
-        if not shared:
-            problem = selection.Problem(tuple(x.shape), kernel, None, 1)
-            found.append(('torch', problem, measure_torch(x, grad, weight)))
-    del os.environ[cpu.ENVIRONMENT_VARIABLE]
+            os.environ[library.ENVIRONMENT_VARIABLE] = name
+            found.append(Measured(name, problem, measure_compiled(problem)))
+        if problem.grid is None:
+            found.append(Measured('torch', problem, measure_torch(problem)))
+    os.environ.pop(library.ENVIRONMENT_VARIABLE, None)
     print(file=sys.stderr)
     return found
 
@@ -145,67 +175,92 @@ def fit(rows: np.ndarray, times: np.ndarray) -> np.ndarray:
     return solution
 
 
-def report(found: list[tuple[str, selection.Problem, dict[str, float]]]) -> None:
-    """Print how much slower the chosen backends are than the fastest ones measured."""
-    for owner in cpu.instruction_sets():
-        for passes in ('forward', 'both'):
-            excess = []
-            for who, problem, times in found:
-                if who != owner:
-                    continue
-                # Expanded kernels are not measured apart from dense ones.
-                measured = functools.partial(_measured, times)
-                for channels_last in (False, True):
-                    key = problem.shape, problem.kernel, problem.cells, channels_last
-                    with mock.patch.object(selection, '_expected', measured):
-                        options = selection._options(passes, *key, owner)
-                    total = {b: sum(cost) for b, cost in options.items()}
-                    chosen = selection._cheapest(passes, *key, owner)
-                    excess.append(total[chosen] / min(total.values()) - 1)
-            excess = np.array(excess)
-            known = excess[np.isfinite(excess)]
-            print(
-                f'# {owner}, {passes}: the chosen backends take {known.mean():.1%} '
-                f'longer than the fastest on average, {known.max():.0%} at worst; '
-                f'{len(excess) - len(known)} of {len(excess)} choices were not measured'
+def terms_of(owner: str, problem: Problem) -> dict[str, tuple[float, ...]]:
+    """Of each cost of an owner, what a plane takes, the share of a call first."""
+    if owner == 'torch':
+        terms = {name: of(problem) for name, of in TORCH.items()}
+    else:
+        lanes = library.LANES[owner]
+        terms = {name: of(problem, lanes) for name, of in costs.TERMS.items()}
+    return {name: (1 / problem.planes, *each) for name, each in terms.items()}
+
+
+def print_table(owner: str, found: list[Measured]) -> dict[str, tuple[float, ...]]:
+    """Fit, print and return the costs of an owner."""
+    table = {}
+    print(f'{owner}: {{')
+    for name in terms_of(owner, found[0].problem):
+        pairs = [
+            (
+                terms_of(owner, each.problem)[name],
+                1e9 * each.seconds[name] / each.problem.planes,
             )
+            for each in found
+            if each.owner == owner and name in each.seconds
+        ]
+        if not pairs:
+            continue
+        rows, times = map(np.array, zip(*pairs, strict=True))
+        solution = fit(rows, times)
+        error = np.median(np.abs(rows @ solution / times - 1))
+        table[name] = tuple(solution)
+        numbers = ', '.join(f'{number:.3g}' for number in solution)
+        print(f'    {name!r}: ({numbers}),  # median error {100 * error:.0f} %')
+    print('}')
+    return table
 
 
-def _measured(times, owner, name, problem) -> tuple[float, float]:
-    """What `selection._expected` would know if it were right."""
-    return 0.0, times.get(name, float('inf')) / problem.planes
+def measured_costs(each: Measured) -> dict[str, tuple[float, ...]]:
+    """Costs that would give the times measured: a call takes them and planes nothing.
+
+    What was not measured takes forever.
+    """
+    return {
+        name: (1e9 * each.seconds.get(name, float('inf')), *(0.0 for _ in terms[1:]))
+        for name, terms in terms_of(each.owner, each.problem).items()
+    }
+
+
+def report(found: list[Measured]) -> None:
+    """Print how much slower the chosen backends are than the fastest ones measured."""
+    fitted = dict(costs.COSTS)
+    for owner in cpu.instruction_sets():
+        os.environ[library.ENVIRONMENT_VARIABLE] = owner
+        for passes in (('forward',), ('input', 'weight')):
+            excess = []
+            for each, layout in itertools.product(found, (False, True)):
+                # Expanded kernels are not measured apart from dense ones.
+                if each.owner != owner:
+                    continue
+                problem = each.problem._replace(channels_last=layout)
+                costs.COSTS[owner] = fitted[owner]
+                chosen = choose.choose(problem, passes)
+                costs.COSTS[owner] = measured_costs(each)
+                time = functools.partial(choose.expected_time, problem, passes)
+                options = itertools.product(cpu.BACKENDS, repeat=len(passes))
+                excess.append(time(chosen) / min(map(time, options)) - 1)
+            costs.COSTS[owner] = fitted[owner]
+            known = np.array(excess)[np.isfinite(excess)]
+            print(
+                f'# {owner}, {"+".join(passes)}: the chosen backends take '
+                f'{known.mean():.1%} longer than the fastest on average, '
+                f'{known.max():.0%} at worst; {len(excess) - len(known)} of '
+                f'{len(excess)} choices were not measured'
+            )
+    os.environ.pop(library.ENVIRONMENT_VARIABLE, None)
 
 
 def main() -> None:
     """Measure, fit and print."""
     parser = make_parser(__doc__, threads=None)
-    parser.add_argument('--quick', action='store_true', help='measure a few sizes only')
+    parser.add_argument('--quick', action='store_true', help='measure a few sizes')
     args = parser.parse_args()
-    prepare(threads=1)
+    prepare(1)
     found = measure(args.quick)
-    costs: dict[str, dict[str, tuple[float, ...]]] = {}
-    print('_COSTS = {')
-    for owner in (*cpu.instruction_sets(), 'torch'):
-        costs[owner] = {}
-        print(f'    {owner!r}: {{')
-        for name, features in selection.FEATURES.items():
-            pairs = [
-                (features(problem), 1e9 * times[name] / problem.planes)
-                for who, problem, times in found
-                if who == owner and name in times
-            ]
-            if not pairs:
-                continue
-            rows, times = map(np.array, zip(*pairs, strict=True))
-            solution = fit(rows, times)
-            error = np.median(np.abs(rows @ solution / times - 1))
-            costs[owner][name] = tuple(solution)
-            numbers = ', '.join(f'{number:.3g}' for number in solution)
-            print(f'        {name!r}: ({numbers}),  # median error {100 * error:.0f} %')
-        print('    },')
-    print('}')
-    selection._COSTS = costs
-    selection._cheapest.cache_clear()
+    for owner in cpu.instruction_sets():
+        costs.COSTS[owner] = print_table(owner, found)
+    print_table('torch', found)
+    choose._cheapest.cache_clear()
     report(found)
 
 

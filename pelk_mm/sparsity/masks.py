@@ -197,7 +197,7 @@ class SparsityMasks:
 
     def checksum(self) -> int:
         """CRC-32 of the masks: equal on two processes whose masks are equal."""
-        return zlib.crc32(pack(self.masks).cpu().numpy())
+        return zlib.crc32(pack(self.masks).cpu().numpy().data)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as boolean tensors on the CPU, and the names of dense parameters."""

@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from pelk_mm.engine.random_state import preserve_random_state
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> BaseModel:
     """The segmenter or detector inside a distributed wrapper, if it is in one."""
     return model.module if is_model_wrapper(model) else model
 

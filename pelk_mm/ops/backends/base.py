@@ -15,6 +15,8 @@ from ..reference import box_sum, expand_kernel
 #: What a backend computes in one call: 'forward', or the gradient to the 'input', to
 #: the 'weight' or to both.
 Passes = tuple[str, ...]
+#: To the input and to the weight, None where not wanted.
+Gradients = tuple[Tensor | None, Tensor | None]
 
 
 class Backend(ABC):
@@ -59,7 +61,6 @@ class Backend(ABC):
             bias: Optional bias of shape (C,).
         """
 
-    @abstractmethod
     def backward(
         self,
         problem: Problem,
@@ -67,8 +68,8 @@ class Backend(ABC):
         grad: Tensor,
         weight: Tensor,
         needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiate.
+    ) -> Gradients:
+        """Differentiate, by default pass by pass.
 
         Args:
             problem: That of the gradient to the output.
@@ -81,6 +82,18 @@ class Backend(ABC):
             Gradients to the input and, of the accumulation dtype, to the weight; None
             where not wanted.
         """
+        grad_x = grad_weight = None
+        if needs_x:
+            # The adjoint of a correlation is the correlation with the flipped kernel.
+            grad_x = self.forward(problem.flipped, grad, weight.flip(-2, -1), None)
+        if x is not None:
+            dense = self.dense_gradient(problem, x, grad)
+            grad_weight = parameter_gradient(problem, weight, dense)
+        return grad_x, grad_weight
+
+    def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient to dense kernels, (C, kh, kw), of the accumulation dtype."""
+        raise NotImplementedError
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Estimate the time of passes computed in one call.
@@ -90,16 +103,6 @@ class Backend(ABC):
             nobody has measured it.
         """
         return math.inf
-
-
-def input_gradient(
-    backend: Backend, problem: Problem, grad: Tensor, weight: Tensor
-) -> Tensor:
-    """Gradient to the input by a backend's own forward pass.
-
-    The adjoint of a correlation is the correlation with the flipped kernel.
-    """
-    return backend.forward(problem.flipped, grad, weight.flip(-2, -1), None)
 
 
 def dense_kernel(problem: Problem, weight: Tensor) -> Tensor:
@@ -153,27 +156,25 @@ def linear_cost(
     return call + problem.planes * time
 
 
-def cpu_cost(
-    problem: Problem,
-    name: str,
-    passes: Passes,
-    costs: Mapping[str, Sequence[float]],
-    terms: Mapping[str, Callable[[Problem], Sequence[float]]],
-) -> float:
-    """Expected time on the CPU of a backend of torch's, up to float32.
+class TorchBackend(Backend):
+    """A backend of torch's operators, whose costs are known on the CPU up to float32.
 
-    Args:
-        problem: The problem.
-        name: Of the cost of a forward pass, for the input's gradient too; that of the
-            weight's gradient ends in ``_weight``.
-        passes: What is computed.
-        costs: By name, as for `linear_cost`.
-        terms: By name, what tells the terms of a problem.
-
-    Returns:
-        Nanoseconds, infinite where nobody has measured them.
+    Attributes:
+        costs: Nanoseconds as for `linear_cost`, under the backend's name for a forward
+            pass and the input's gradient, with ``_weight`` for the weight's.
+        terms: Of each cost, what tells the terms of a problem.
     """
-    if problem.device != 'cpu' or problem.accumulation_dtype != torch.float32:
-        return math.inf
-    names = (name + '_weight' * (each == 'weight') for each in passes)
-    return sum(linear_cost(problem, costs[n], terms[n](problem)) for n in names)
+
+    stands_in = True
+    costs: ClassVar[Mapping[str, Sequence[float]]]
+    terms: ClassVar[Mapping[str, Callable[[Problem], Sequence[float]]]]
+
+    def cost(self, problem: Problem, passes: Passes) -> float:
+        """Add the passes up."""
+        if problem.device != 'cpu' or problem.accumulation_dtype != torch.float32:
+            return math.inf
+        names = [self.name + '_weight' * (each == 'weight') for each in passes]
+        return sum(
+            linear_cost(problem, self.costs[name], self.terms[name](problem))
+            for name in names
+        )

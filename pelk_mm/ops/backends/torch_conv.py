@@ -1,21 +1,13 @@
 """torch's own convolution in either layout: any device, any floating-point dtype."""
 
 import contextlib
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..problem import Problem
-from .base import (
-    Backend,
-    Passes,
-    cpu_cost,
-    dense_kernel,
-    input_gradient,
-    parameter_gradient,
-)
+from .base import TorchBackend, dense_kernel
 
 #: Nanoseconds on the CPU, as `benchmarks/selection.py` fits them.
 COSTS: dict[str, tuple[float, ...]] = {
@@ -47,7 +39,7 @@ TERMS = {
 }
 
 
-class TorchConv(Backend):
+class TorchConv(TorchBackend):
     """``torch.nn.functional.conv2d`` of dense kernels, a group per channel.
 
     On the CPU float16 and bfloat16 are computed in float32, for accuracy and speed.
@@ -56,7 +48,7 @@ class TorchConv(Backend):
         name: 'channels_last' or 'nchw', the layout to compute in.
     """
 
-    stands_in: ClassVar[bool] = True
+    costs, terms = COSTS, TERMS
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,59 +77,30 @@ class TorchConv(Backend):
             )
         return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 
-    def backward(
-        self,
-        problem: Problem,
-        x: Tensor | None,
-        grad: Tensor,
-        weight: Tensor,
-        needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiate; on the CPU the input's gradient is a forward pass.
+    def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        """Call torch's backward pass for the weight alone.
 
-        oneDNN's backward pass to the input of a depthwise convolution has no fast
-        path for large kernels.
+        Not for the input: there oneDNN's has no fast path for large kernels.
         """
-        grad_x = grad_weight = None
         dtype = _working_dtype(problem)
-        as_forward = needs_x and problem.device == 'cpu'
-        if as_forward:
-            grad_x = input_gradient(self, problem, grad, weight)
-        mask = [needs_x and not as_forward, x is not None, False]
-        if any(mask):
-            operand = grad.to(dtype).contiguous(memory_format=self.layout)
-            # What only the other gradient needs lends its shape alone.
-            image = operand if x is None else x.to(dtype)
-            kernel = (
-                dense_kernel(problem, weight).to(dtype).unsqueeze(1)
-                if mask[0]
-                else operand.new_empty(problem.shape[1], 1, *problem.kernel)
-            )
-            with _without_autocast(problem.device):
-                found = torch.ops.aten.convolution_backward(
-                    operand,
-                    image.contiguous(memory_format=self.layout),
-                    kernel,
-                    None,
-                    [1, 1],
-                    _padding(problem),
-                    [1, 1],
-                    False,
-                    [0, 0],
-                    problem.shape[1],
-                    mask,
-                )
-            if mask[0]:
-                grad_x = found[0].to(problem.dtype)
-                grad_x = grad_x.contiguous(memory_format=problem.memory_format)
-            if mask[1]:
-                dense = found[1].squeeze(1).to(problem.accumulation_dtype)
-                grad_weight = parameter_gradient(problem, weight, dense)
-        return grad_x, grad_weight
-
-    def cost(self, problem: Problem, passes: Passes) -> float:
-        """Estimate the time; measured on the CPU up to float32."""
-        return cpu_cost(problem, self.name, passes, COSTS, TERMS)
+        grad, x = (
+            maps.to(dtype).contiguous(memory_format=self.layout) for maps in (grad, x)
+        )
+        with _without_autocast(problem.device):
+            dense = torch.ops.aten.convolution_backward(
+                grad,
+                x,
+                x.new_empty(problem.shape[1], 1, *problem.kernel),
+                None,
+                [1, 1],
+                _padding(problem),
+                [1, 1],
+                False,
+                [0, 0],
+                problem.shape[1],
+                [False, True, False],
+            )[1]
+        return dense.squeeze(1).to(problem.accumulation_dtype)
 
 
 def _working_dtype(problem: Problem) -> torch.dtype:

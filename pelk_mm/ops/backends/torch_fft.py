@@ -6,20 +6,12 @@ lengths) are missing. Computed in float32 or float64.
 """
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem
-from .base import (
-    Backend,
-    Passes,
-    cpu_cost,
-    dense_kernel,
-    input_gradient,
-    parameter_gradient,
-)
+from .base import TorchBackend, dense_kernel
 
 # Conjugates are computed, not lazy: in a compiled graph torch does not look at the mark
 # that a lazy one carries.
@@ -45,11 +37,11 @@ def _terms(problem: Problem) -> tuple[float, ...]:
 TERMS = {'torch_fft': _terms, 'torch_fft_weight': _terms}
 
 
-class TorchFFT(Backend):
+class TorchFFT(TorchBackend):
     """Products of ``torch.fft.rfft2`` spectra, padded by half a kernel."""
 
     name = 'torch_fft'
-    stands_in: ClassVar[bool] = True
+    costs, terms = COSTS, TERMS
 
     def why_not(self, problem: Problem) -> str | None:
         """Exporters to ONNX have no real transforms; everything else is served."""
@@ -79,18 +71,8 @@ class TorchFFT(Backend):
             out += bias.to(out.dtype)[:, None, None]
         return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 
-    def backward(
-        self,
-        problem: Problem,
-        x: Tensor | None,
-        grad: Tensor,
-        weight: Tensor,
-        needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiate, by a forward pass and a product of two maps' spectra."""
-        grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
-        if x is None:
-            return grad_x, None
+    def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        """Transform the product of the two maps' spectra back."""
         rows, cols = problem.kernel
         size = problem.transform_lengths
         x, grad = (t.to(problem.accumulation_dtype) for t in (x, grad))
@@ -100,11 +82,7 @@ class TorchFFT(Backend):
             spectrum *= torch.fft.rfft2(x[:, part], s=size)
             lags = torch.fft.irfft2(spectrum.sum(0), s=size)
             dense[part] = lags.roll((rows // 2, cols // 2), (-2, -1))[:, :rows, :cols]
-        return grad_x, parameter_gradient(problem, weight, dense)
-
-    def cost(self, problem: Problem, passes: Passes) -> float:
-        """Estimate the time; measured on the CPU up to float32."""
-        return cpu_cost(problem, self.name, passes, COSTS, TERMS)
+        return dense
 
 
 def _chunks(problem: Problem) -> list[slice]:

@@ -471,7 +471,7 @@ def test_calls_without_the_kernels_say_so(monkeypatch):
         kernels.convolve(x, torch.ones(1, 1, 1), None)
     monkeypatch.setattr(library, 'load', lambda: None)
     with pytest.raises(RuntimeError, match='kernels are missing; install a C'):
-        library.require()
+        library.call('pelk_convolve')
 
 
 JOB_BYTES = ctypes.sizeof(library.Job)

@@ -2,17 +2,10 @@
 
 from collections.abc import Hashable
 
-import torch
 from torch import Tensor
 
 from ...problem import Problem, dtype_name
-from ..base import (
-    Backend,
-    Passes,
-    dense_kernel,
-    input_gradient,
-    parameter_gradient,
-)
+from ..base import Backend, Gradients, Passes, dense_kernel, parameter_gradient
 from . import costs, kernels, library
 
 
@@ -53,26 +46,14 @@ class Direct(CompiledBackend):
         out = kernels.convolve(x, dense_kernel(problem, weight), bias)
         return kernels.in_format(out, problem.memory_format)
 
-    def backward(
-        self,
-        problem: Problem,
-        x: Tensor | None,
-        grad: Tensor,
-        weight: Tensor,
-        needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiate, changing the layout of the gradient once."""
-        grad = kernels.in_format(grad, torch.contiguous_format)
-        grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
-        if x is None:
-            return grad_x, None
-        dense = kernels.weight_grad(x, grad, problem.kernel)
-        return grad_x, parameter_gradient(problem, weight, dense)
+    def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        """Correlate the two maps, plane by plane."""
+        return kernels.weight_grad(x, grad, problem.kernel)
 
     def cost(self, problem: Problem, passes: Passes) -> float:
-        """Sum the passes and the changes of layout."""
+        """Sum the passes, each with two changes of layout."""
         names = ['direct' + '_weight' * (each == 'weight') for each in passes]
-        return costs.expected(problem, names, passes, changes_layout=True, expands=True)
+        return costs.expected(problem, names, 2 * len(passes), len(passes))
 
 
 class Pixels(CompiledBackend):
@@ -87,28 +68,15 @@ class Pixels(CompiledBackend):
         out = kernels.convolve_pixels(x.float(), dense_kernel(problem, weight), bias)
         return kernels.in_format(out.to(problem.dtype), problem.memory_format)
 
-    def backward(
-        self,
-        problem: Problem,
-        x: Tensor | None,
-        grad: Tensor,
-        weight: Tensor,
-        needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiate, pass by pass."""
-        grad_x = input_gradient(self, problem, grad, weight) if needs_x else None
-        if x is None:
-            return grad_x, None
-        dense = kernels.weight_grad_pixels(x.float(), grad.float(), problem.kernel)
-        return grad_x, parameter_gradient(problem, weight, dense)
+    def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        """Correlate the two maps, in float32."""
+        return kernels.weight_grad_pixels(x.float(), grad.float(), problem.kernel)
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Sum the passes."""
         name = 'pixels' if problem.channels_last else 'blocks'
         names = [name + '_weight' * (each == 'weight') for each in passes]
-        return costs.expected(
-            problem, names, passes, changes_layout=False, expands=True
-        )
+        return costs.expected(problem, names, 0, len(passes))
 
 
 class Fourier(CompiledBackend):
@@ -142,7 +110,7 @@ class Fourier(CompiledBackend):
         grad: Tensor,
         weight: Tensor,
         needs_x: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> Gradients:
         """Differentiate; both gradients share the transform of the output's."""
         grad_x, grad_weight = kernels.fourier_gradients(
             x,
@@ -160,10 +128,8 @@ class Fourier(CompiledBackend):
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Tell the time of one pass or of both gradients."""
         suffix = '_both' if len(passes) > 1 else '_weight' * (passes[0] == 'weight')
-        names = [self.name + suffix]
-        return costs.expected(
-            problem, names, passes, changes_layout=True, expands=False
-        )
+        # Input and result of every pass, of which the gradients share one.
+        return costs.expected(problem, [self.name + suffix], 1 + len(passes), 0)
 
 
 def _own_parameters(problem: Problem, weight: Tensor) -> Tensor:

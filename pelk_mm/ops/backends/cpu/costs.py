@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ...problem import Problem
-from ..base import Passes, linear_cost
+from ..base import linear_cost
 from . import library
 
 # What a plane takes, of which a linear combination is its expected time. `lanes` is the
@@ -160,38 +160,27 @@ EXPANSION = (80_000, 1.2)
 
 
 def expected(
-    problem: Problem,
-    names: Sequence[str],
-    passes: Passes,
-    *,
-    changes_layout: bool,
-    expands: bool,
+    problem: Problem, names: Sequence[str], transposes: int, expansions: int
 ) -> float:
-    """Expected time of passes in one call.
+    """Expected time of a call, in nanoseconds on one thread.
 
     Args:
         problem: The problem.
         names: Costs that add up to that of the passes on planes.
-        passes: What is computed.
-        changes_layout: Whether maps that are channels_last have to be transposed: one
-            for a call, the gradient of the output where there is one, and another for
-            each pass, its input or its result.
-        expands: Whether the kernels have to be dense.
-
-    Returns:
-        Nanoseconds on one thread.
+        transposes: Changes of layout of maps that are channels_last.
+        expansions: How often a sharing grid's kernels are made dense or summed.
     """
     version = library.require_instruction_set()
     lanes, costs = library.LANES[version], COSTS[version]
-    times = {
-        name: linear_cost(problem, costs[name], TERMS[name](problem, lanes))
-        for name in {*names, 'transpose'}
-    }
-    total = sum(times[name] for name in names)
-    if changes_layout and problem.channels_last:
-        total += (1 + len(passes)) * times['transpose']
-    if expands and problem.grid is not None:
+
+    def time(name: str) -> float:
+        return linear_cost(problem, costs[name], TERMS[name](problem, lanes))
+
+    total = sum(map(time, names))
+    if transposes and problem.channels_last:
+        total += transposes * time('transpose')
+    if expansions and problem.grid is not None:
         call, per_tap = EXPANSION
         taps = problem.shape[1] * problem.kernel[0] * problem.kernel[1]
-        total += len(passes) * (call + per_tap * taps)
+        total += expansions * (call + per_tap * taps)
     return total

@@ -33,9 +33,7 @@ def _empty_like(x: Tensor, layout: torch.memory_format) -> Tensor:
     """
     out = torch.empty_like(x, memory_format=layout)
     if out.nbytes >= _HUGE:
-        library.require().pelk_use_huge_pages(
-            _address(out), ctypes.c_size_t(out.nbytes)
-        )
+        library.call('pelk_use_huge_pages', out.data_ptr(), out.nbytes)
     return out
 
 
@@ -46,8 +44,8 @@ def _view(
     return TensorView(x.data_ptr(), x.stride(0), row_stride)
 
 
-def _address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -112,13 +110,12 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     out = _empty_like(x, wanted)
     size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
-    library.check(
-        library.require().pelk_transpose(
-            ctypes.byref(_job(x)),
-            ctypes.byref(_view(x, found)),
-            ctypes.byref(_view(out, wanted)),
-            *map(ctypes.c_int64, size),
-        )
+    library.call(
+        'pelk_transpose',
+        _job(x),
+        _view(x, found),
+        _view(out, wanted),
+        *size,
     )
     return out
 
@@ -138,14 +135,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         Contiguous output of shape (N, C, H, W), accumulated in float32.
     """
     out, x, weight, bias = _operands(x, weight, bias)
-    library.check(
-        library.require().pelk_convolve(
-            ctypes.byref(_job(x, (weight.shape[1], weight.shape[2]))),
-            ctypes.byref(_view(x)),
-            _address(weight),
-            _address(bias),
-            _address(out),
-        )
+    library.call(
+        'pelk_convolve',
+        _job(x, (weight.shape[1], weight.shape[2])),
+        _view(x),
+        _address(weight),
+        _address(bias),
+        out.data_ptr(),
     )
     return out
 
@@ -176,13 +172,12 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
     out = torch.empty((x.shape[1], *kernel), dtype=torch.float32, device=x.device)
     x = in_format(x, torch.contiguous_format)
     grad = in_format(grad, torch.contiguous_format)
-    library.check(
-        library.require().pelk_weight_grad(
-            ctypes.byref(_job(x, kernel)),
-            ctypes.byref(_view(x)),
-            ctypes.byref(_view(grad)),
-            _address(out),
-        )
+    library.call(
+        'pelk_weight_grad',
+        _job(x, kernel),
+        _view(x),
+        _view(grad),
+        out.data_ptr(),
     )
     return out
 
@@ -217,14 +212,13 @@ def fourier_convolve(
     """
     out, x, weight, bias = _operands(x, weight, bias)
     job, _grids = _fourier_job(x, row_grid, col_grid, lengths)
-    library.check(
-        library.require().pelk_fourier_convolve(
-            ctypes.byref(job),
-            ctypes.byref(_view(x)),
-            _address(weight),
-            _address(bias),
-            _address(out),
-        )
+    library.call(
+        'pelk_fourier_convolve',
+        job,
+        _view(x),
+        _address(weight),
+        _address(bias),
+        out.data_ptr(),
     )
     return out
 
@@ -272,15 +266,14 @@ def fourier_gradients(
     if grad.numel():
         grad = in_format(grad, torch.contiguous_format)
         job, _grids = _fourier_job(grad, row_grid, col_grid, lengths)
-        library.check(
-            library.require().pelk_fourier_gradients(
-                ctypes.byref(job),
-                ctypes.byref(_view(grad if x is None else x)),
-                ctypes.byref(_view(grad)),
-                _address(weight),
-                _address(grad_x),
-                _address(grad_weight),
-            )
+        library.call(
+            'pelk_fourier_gradients',
+            job,
+            _view(grad if x is None else x),
+            _view(grad),
+            _address(weight),
+            _address(grad_x),
+            _address(grad_weight),
         )
     return grad_x, grad_weight
 
@@ -327,15 +320,14 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = _empty_like(x, layout)
     weight = weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    library.check(
-        library.require().pelk_convolve_pixels(
-            ctypes.byref(_job(x, (kernel[0], kernel[1]))),
-            ctypes.c_int32(layout == torch.contiguous_format),
-            ctypes.byref(_view(x, layout)),
-            _address(weight),
-            _address(bias),
-            ctypes.byref(_view(out, layout)),
-        )
+    library.call(
+        'pelk_convolve_pixels',
+        _job(x, (kernel[0], kernel[1])),
+        layout == torch.contiguous_format,
+        _view(x, layout),
+        _address(weight),
+        _address(bias),
+        _view(out, layout),
     )
     return out
 
@@ -355,13 +347,12 @@ def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tens
     x, grad = (in_format(_pad_channels(maps), layout) for maps in (x, grad))
     out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32, device=x.device)
     if x.numel():
-        library.check(
-            library.require().pelk_weight_grad_pixels(
-                ctypes.byref(_job(x, kernel)),
-                ctypes.c_int32(layout == torch.contiguous_format),
-                ctypes.byref(_view(x, layout)),
-                ctypes.byref(_view(grad, layout)),
-                _address(out),
-            )
+        library.call(
+            'pelk_weight_grad_pixels',
+            _job(x, kernel),
+            layout == torch.contiguous_format,
+            _view(x, layout),
+            _view(grad, layout),
+            out.data_ptr(),
         )
     return out.permute(2, 0, 1)[:channels]

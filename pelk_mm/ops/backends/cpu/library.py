@@ -10,6 +10,7 @@ import importlib.machinery
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +49,21 @@ class Job(ctypes.Structure):
     ]
 
 
+_JOB, _VIEW = ctypes.POINTER(Job), ctypes.POINTER(TensorView)
+_DATA, _INT64 = ctypes.c_void_p, ctypes.c_int64
+#: Types of the arguments of each function, as `csrc/api.cpp` declares them.
+_ARGUMENTS = {
+    'pelk_use_huge_pages': (_DATA, ctypes.c_size_t),
+    'pelk_transpose': (_JOB, _VIEW, _VIEW, _INT64, _INT64),
+    'pelk_convolve': (_JOB, _VIEW, _DATA, _DATA, _DATA),
+    'pelk_weight_grad': (_JOB, _VIEW, _VIEW, _DATA),
+    'pelk_fourier_convolve': (_JOB, _VIEW, _DATA, _DATA, _DATA),
+    'pelk_fourier_gradients': (_JOB, _VIEW, _VIEW, _DATA, _DATA, _DATA),
+    'pelk_convolve_pixels': (_JOB, ctypes.c_int32, _VIEW, _DATA, _DATA, _VIEW),
+    'pelk_weight_grad_pixels': (_JOB, ctypes.c_int32, _VIEW, _VIEW, _DATA),
+}
+
+
 def open_library(path: Path) -> ctypes.CDLL:
     """Open a compiled library and check that it belongs to this package.
 
@@ -75,6 +91,8 @@ def open_library(path: Path) -> ctypes.CDLL:
             'uninstall pelk_mm and install it again'
         )
     library.pelk_instruction_set.restype = ctypes.c_char_p
+    for name, types in _ARGUMENTS.items():
+        getattr(library, name).argtypes = types
     return library
 
 
@@ -100,21 +118,6 @@ def load() -> ctypes.CDLL | None:
         stacklevel=2,
     )
     return None
-
-
-def require() -> ctypes.CDLL:
-    """Return the library where a call needs it.
-
-    Raises:
-        RuntimeError: The kernels were not built, or are of another version.
-    """
-    library = load()
-    if library is None:
-        raise RuntimeError(
-            'the compiled CPU kernels are missing; install a C++17 compiler (GCC or '
-            'Clang) and reinstall pelk_mm, or choose another backend'
-        )
-    return library
 
 
 @functools.cache
@@ -201,16 +204,26 @@ def borrowed_threads() -> int | None:
     return _openmp_entry() if os.getpid() == _PROCESS else None
 
 
-def check(status: int) -> None:
-    """Raise what a call's status stands for.
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the library.
 
     Args:
-        status: What a function of the library returned.
+        name: Name of the function.
+        arguments: What it takes; structures are handed over by reference, and memory
+            by its address or None.
 
     Raises:
+        RuntimeError: The kernels were not built, or are of another version.
         MemoryError: There was no memory for intermediate results.
         ValueError: Transforms of these lengths do not exist or are too short.
     """
+    library = load()
+    if library is None:
+        raise RuntimeError(
+            'the compiled CPU kernels are missing; install a C++17 compiler (GCC or '
+            'Clang) and reinstall pelk_mm, or choose another backend'
+        )
+    status = getattr(library, name)(*arguments)
     if status == 1:
         raise MemoryError('the CPU kernels found no memory for intermediate results')
     if status:

@@ -108,8 +108,8 @@ class BuildWithConfigs(build_py):
         yield ROOT / 'model-index.yml'
         for folder in ('configs', 'tools'):
             for path in sorted((ROOT / folder).rglob('*')):
-                # It sets a checkout up: outside of one it has nothing to install.
-                if path.name == 'setup_env.py':
+                # These serve a checkout alone: they set it up and write its files.
+                if path.name in ('setup_env.py', 'metafiles.py'):
                     continue
                 if path.suffix in kinds and path.is_file():
                     yield path

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from pelk_mm.analysis import metafiles
+import metafiles
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pelk_mm.ops.fft import fast_length
 from timing import make_parser, prepare, ratios, seconds_of, take_turns
 
 from pelk_mm import ops
+from pelk_mm.ops.problem import fast_length
 
 TORCH_METHODS = ('nchw', 'channels_last')
 METHODS = ('ours', 'textbook_fft', *TORCH_METHODS, 'torch_fft')

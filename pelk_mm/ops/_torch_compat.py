@@ -1,9 +1,11 @@
 """The private functions of torch that are used, each with a safe answer without it.
 
-They only tell whether a call may go around torch's dispatcher, which takes tens of
+Most tell whether a call may go around torch's dispatcher, which takes tens of
 microseconds in Python. With a torch that lacks one of them no call does.
 """
 
+import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -48,3 +50,17 @@ def is_watched() -> bool:
 def in_forward_mode() -> bool:
     """Whether forward-mode differentiation is on."""
     return getattr(_forward_mode, '_current_level', 0) >= 0
+
+
+@functools.cache
+def openmp_entry() -> int | None:
+    """Address of the OpenMP entry point of the runtime that torch itself loaded.
+
+    Returns:
+        That of ``GOMP_parallel``; None where torch has no such runtime.
+    """
+    try:
+        entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(entry, ctypes.c_void_p).value

@@ -1,5 +1,7 @@
 """Private functions of torch, and how calls fare without them."""
 
+import sys
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -24,6 +26,13 @@ def test_this_torch_has_all_of_them(name):
     assert len(FOUND) == 5
     assert getattr(_torch_compat, name) is not None
     assert hasattr(torch.autograd.forward_ad, '_current_level')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='torch has another OpenMP there')
+def test_threads_can_be_borrowed(monkeypatch):
+    assert _torch_compat.openmp_entry()
+    monkeypatch.setattr(torch._C, '__file__', '/no/such/library.so')
+    assert _torch_compat.openmp_entry.__wrapped__() is None
 
 
 def test_nothing_is_watched_by_default():

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..._torch_compat import openmp_entry
+
 #: Type codes of the library.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Floats per vector by instruction set.
@@ -180,16 +182,6 @@ def require_instruction_set() -> str:
 _PROCESS = os.getpid()
 
 
-@functools.cache
-def _openmp_entry() -> int | None:
-    """Address of the OpenMP entry point of the runtime that torch itself loaded."""
-    try:
-        entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (AttributeError, OSError):
-        return None
-    return ctypes.cast(entry, ctypes.c_void_p).value
-
-
 def borrowed_threads() -> int | None:
     """Find the threads that torch itself uses.
 
@@ -201,7 +193,7 @@ def borrowed_threads() -> int | None:
         library's own. OpenMP's threads do not survive a fork, the library's own do not
         outlive a call.
     """
-    return _openmp_entry() if os.getpid() == _PROCESS else None
+    return openmp_entry() if os.getpid() == _PROCESS else None
 
 
 def call(name: str, *arguments: Any) -> None:

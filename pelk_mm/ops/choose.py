@@ -76,7 +76,10 @@ def choose(
             raise ValueError(
                 f'{ENVIRONMENT_VARIABLE}={name}: {error}, or unset the variable'
             ) from None
-    return _cheapest(problem, passes, tuple(state() for state in _states()))
+    states = tuple(state() for state in _states())
+    if problem.plain:  # its sizes may be symbolic, which no cache can hold
+        return _cheapest.__wrapped__(problem, passes, states)
+    return _cheapest(problem, passes, states)
 
 
 def _require(problem: Problem, name: str) -> Backend:

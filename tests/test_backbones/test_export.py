@@ -53,10 +53,21 @@ def test_onnx(model, images, tmp_path, dynamo):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     path = str(tmp_path / 'backbone.onnx')
-    torch.onnx.export(model, (images,), path, dynamo=dynamo)
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    any_size = (
+        dict(dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),))
+        if dynamo
+        else dict(dynamic_axes={'images': axes})
+    )
+    torch.onnx.export(
+        model, (images,), path, dynamo=dynamo, input_names=['images'], **any_size
+    )
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    maps = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    assert_same([torch.from_numpy(m) for m in maps], model(images))
+    # The last leaves maps that are smaller than their kernels.
+    for shape in (images.shape, (1, 3, 96, 128), (2, 3, 32, 32)):
+        other = torch.randn(shape)
+        maps = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        assert_same([torch.from_numpy(m) for m in maps], model(other))
 
 
 @torch.no_grad()

@@ -170,8 +170,9 @@ class TorchBackend(Backend):
     terms: ClassVar[Mapping[str, Callable[[Problem], Sequence[float]]]]
 
     def cost(self, problem: Problem, passes: Passes) -> float:
-        """Add the passes up."""
-        if problem.device != 'cpu' or problem.accumulation_dtype != torch.float32:
+        """Add the passes up; what an exporter records runs on nobody knows what."""
+        unknown = problem.device != 'cpu' or problem.plain
+        if unknown or problem.accumulation_dtype != torch.float32:
             return math.inf
         names = [self.name + '_weight' * (each == 'weight') for each in passes]
         return sum(

@@ -70,8 +70,7 @@ def _column_fft(problem: Problem, lanes: int) -> tuple[float, ...]:
     width, (rows, cols) = problem.size[1], problem.kernel
     cells, levels = cols, 0.0
     if problem.grid is not None:
-        cells = len(problem.grid)
-        levels = math.log2(cells)
+        cells, levels = len(problem.grid), math.log2(cols)
     down, _ = problem.transform_lengths
     points = (2 * _panels(width, lanes) + _panels(cells, lanes) / batch) * down
     vectors = _panels(width, lanes) * down

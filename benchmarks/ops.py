@@ -240,7 +240,7 @@ def floors(seconds: float) -> None:
     pixels = shape[2] * shape[3]
     for taps in (51, 101, 201):
         cells = len(grid(taps))
-        # Half a kernel of padding, and of a kernel only what meets the map.
+        # Half a kernel of padding, and of a kernel only its valid taps.
         down, along = (
             fast_length(size + min(taps, 2 * size - 1) // 2) for size in shape[2:]
         )

@@ -1,7 +1,7 @@
 """What masking costs a training iteration, as a ratio, measured in pairs.
 
 Every iteration is timed twice, up to the masks and with them, and the ratio is taken
-within it, so that whatever else the machine does meets both alike. docs/sparsity.md
+within it, so that whatever else the machine does affects both alike. docs/sparsity.md
 quotes the ratios.
 
     python benchmarks/sparsity.py               PeLK-T on 2 images of 128 x 128

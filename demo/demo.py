@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         '--config',
         type=Path,
         default=CONFIGS / 'upernet_pelk_narrow_drawn_scenes.py',
-        help='another config of the same data, such as the sparse one beside this',
+        help='another config of the same data, such as the sparse one next to this',
     )
     parser.add_argument(
         '--seed',

@@ -1,4 +1,4 @@
-"""Write the golden files beside this script: what every architecture computes.
+"""Write the golden files next to this script: what every architecture computes.
 
     python tests/data/make_golden.py
 

@@ -53,7 +53,7 @@ def test_dataset_has_ade20k_layout(tmp_path):
     assert kinds[0] == 'ADE_train_00000001 street'
     assert len(kinds) == sum(COUNTS.values())
 
-    # Another test may have left mmdet's scope behind.
+    # Another test may have left mmdet's scope set.
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = ADE20KDataset(
             data_root=str(root),

@@ -188,7 +188,7 @@ def terms_of(owner: str, problem: Problem) -> dict[str, tuple[float, ...]]:
 def print_table(owner: str, found: list[Measured]) -> dict[str, tuple[float, ...]]:
     """Fit, print and return the costs of an owner."""
     table = {}
-    print(f'{owner}: {{')
+    print(f'{owner!r}: {{')
     for name in terms_of(owner, found[0].problem):
         pairs = [
             (

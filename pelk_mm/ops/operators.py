@@ -28,14 +28,9 @@ def forward(
     bias: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """Convolve on the backend chosen.
+    """Convolve on the backend chosen; see the public operators for the arguments.
 
-    Args:
-        x: Input of shape (N, C, H, W).
-        weight: Kernels of shape (C, kh, kw), or parameters (C, k', k') of the grid.
-        sharing_grid: The k' cell sizes, or None.
-        bias: Optional bias of shape (C,).
-        backend: Name of a backend to insist on, or None.
+    `weight` holds dense kernels where there is no `sharing_grid`.
     """
     problem = Problem.of(x, weight, sharing_grid)
     (chosen,) = choose(problem, ('forward',), backend)
@@ -57,10 +52,10 @@ def backward(
     Args:
         x: The input, where the gradient to the weight is wanted.
         grad: Gradient to the output.
-        weight: As for `forward`.
-        sharing_grid: As for `forward`.
+        weight: As for `forward`, as the other arguments are.
+        sharing_grid: As there.
         needs_x: Whether the gradient to the input is wanted.
-        backend: As for `forward`.
+        backend: As there.
 
     Returns:
         Gradients to the input and to the weight; what is not wanted is empty.

@@ -3,6 +3,11 @@
 Every channel is convolved with a kernel of its own, by direct sums, by Fourier
 transforms of planes or columns, or by sums over vectors of channels; operation counts
 and memory are in `docs/performance.md`.
+
+In all of them `x` is the input and `grad` the gradient to the output, of shape
+(N, C, H, W), on the CPU and of a dtype in `DTYPES` (float32 for sums over vectors of
+channels); kernels are of shape (C, kh, kw), kh and kw odd; `bias` is None or of shape
+(C,). Sums are kept in float32, and so are gradients to parameters.
 """
 
 import ctypes
@@ -124,16 +129,7 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve every channel with a dense kernel, by direct sums.
-
-    Args:
-        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
-        weight: Kernels of shape (C, kh, kw), odd.
-        bias: Optional bias of shape (C,).
-
-    Returns:
-        Contiguous output of shape (N, C, H, W), accumulated in float32.
-    """
+    """Convolve with dense kernels by direct sums; the output is contiguous."""
     out, x, weight, bias = _operands(x, weight, bias)
     library.call(
         'pelk_convolve',
@@ -159,16 +155,7 @@ def _operands(
 
 
 def weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Gradient of `convolve` to dense kernels, by direct sums.
-
-    Args:
-        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
-        grad: Gradient to the output, of the same shape and dtype.
-        kernel: Size (kh, kw) of the kernels, odd.
-
-    Returns:
-        Gradient of shape (C, kh, kw), float32.
-    """
+    """Gradient of `convolve` to kernels of a size (kh, kw)."""
     out = torch.empty((x.shape[1], *kernel), dtype=torch.float32, device=x.device)
     x = in_format(x, torch.contiguous_format)
     grad = in_format(grad, torch.contiguous_format)
@@ -193,19 +180,19 @@ def fourier_convolve(
     col_grid: Sequence[int],
     lengths: tuple[int, int],
 ) -> Tensor:
-    """Convolve every channel with its kernel, given by one parameter per cell.
+    """Convolve by Fourier transforms with a kernel given by one parameter per cell.
 
     Args:
-        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`.
+        x: The input.
         weight: Parameters of shape (C, rows, cols).
-        bias: Optional bias of shape (C,).
+        bias: The bias.
         row_grid: Taps of each cell down the kernel, odd in sum.
         col_grid: Taps of each cell across the kernel, odd in sum.
         lengths: Lengths of the vertical and horizontal transforms
             (`Problem.transform_lengths`), the latter 0 for box sums along the rows.
 
     Returns:
-        Contiguous output of shape (N, C, H, W), accumulated in float32.
+        The output, contiguous.
 
     Raises:
         ValueError: There are no such transforms, or they are too short.
@@ -234,18 +221,16 @@ def fourier_gradients(
     """Gradients of `fourier_convolve`, which share their transforms.
 
     Args:
-        x: Input of shape (N, C, H, W), on the CPU, of a dtype in `DTYPES`; None where
-            the gradient to the parameters is not wanted.
-        grad: Gradient to the output, of the same shape and dtype.
-        weight: Parameters of shape (C, rows, cols); None where the gradient to the
-            input is not wanted.
-        row_grid: Taps of each cell down the kernel, odd in sum.
-        col_grid: Taps of each cell across the kernel, odd in sum.
-        lengths: As for `fourier_convolve`.
+        x: The input; None where the gradient to the parameters is not wanted.
+        grad: Gradient to the output.
+        weight: As there; None where the gradient to the input is not wanted.
+        row_grid: As there.
+        col_grid: As there.
+        lengths: As there.
 
     Returns:
-        Gradient to the input, contiguous and like `grad`, and gradient of shape
-        (C, rows, cols) to the parameters, float32; None where not wanted.
+        Gradients to the input, contiguous, and to the parameters, (C, rows, cols); None
+        where not wanted.
 
     Raises:
         ValueError: There are no such transforms, or they are too short.
@@ -295,17 +280,10 @@ def _pad_channels(x: Tensor) -> Tensor:
 
 
 def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve every channel with a dense kernel, by sums over vectors of channels.
+    """Convolve with dense kernels by sums over vectors of channels.
 
-    Args:
-        x: Input of shape (N, C, H, W), on the CPU, float32. The sums run where the
-            channels of a pixel lie together; planes are packed into that layout one
-            vector of channels at a time.
-        weight: Kernels of shape (C, kh, kw), odd.
-        bias: Optional bias of shape (C,).
-
-    Returns:
-        Output of shape (N, C, H, W), in the layout of the input.
+    The sums run where the channels of a pixel lie together; planes are packed into that
+    layout one vector of channels at a time. The output has the layout of the input.
     """
     layout = memory_format(x)
     if not x.numel():
@@ -333,16 +311,7 @@ def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def weight_grad_pixels(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Gradient of `convolve_pixels` to its kernels.
-
-    Args:
-        x: Input of shape (N, C, H, W), on the CPU, float32.
-        grad: Gradient to the output, of the same shape and dtype.
-        kernel: Size (kh, kw) of the kernels, odd.
-
-    Returns:
-        Gradient of shape (C, kh, kw), float32.
-    """
+    """Gradient of `convolve_pixels` to kernels of a size (kh, kw)."""
     channels, layout = x.shape[1], memory_format(grad)
     x, grad = (in_format(_pad_channels(maps), layout) for maps in (x, grad))
     out = torch.zeros(*kernel, x.shape[1], dtype=torch.float32, device=x.device)

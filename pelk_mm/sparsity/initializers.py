@@ -11,36 +11,21 @@ from torch import Tensor
 
 from .masks import DENSE_FROM
 
-#: From layers and the number of active weights to the share of each layer.
+#: From the layers' weights by name and the total number of active ones to the number of
+#: each layer, not rounded; where it exceeds the layer `allocate` makes the layer dense.
 Rule = Callable[[Mapping[str, Tensor], int], dict[str, float]]
 
 
 def uniform(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
-    """The same density for every layer.
-
-    Args:
-        params: The layers' weights by name.
-        active: Total number of active weights.
-
-    Returns:
-        Number of active weights per layer, not rounded.
-    """
+    """`Rule` of the same density for every layer."""
     total = sum(param.numel() for param in params.values())
     return {name: active * param.numel() / total for name, param in params.items()}
 
 
 def erk(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: density by the sum over the product of a shape's sizes.
+    """`Rule` Erdos-Renyi-Kernel: density by sum over product of a shape's sizes.
 
-    Evci et al., "Rigging the Lottery" (RigL), ICML 2020, section 3. A share may be
-    larger than its layer; `allocate` then makes the layer dense.
-
-    Args:
-        params: The layers' weights by name.
-        active: Total number of active weights.
-
-    Returns:
-        Number of active weights per layer, not rounded.
+    Evci et al., "Rigging the Lottery" (RigL), ICML 2020, section 3.
     """
     total = sum(sum(param.shape) for param in params.values())
     return {name: active * sum(param.shape) / total for name, param in params.items()}
@@ -54,9 +39,6 @@ def snip(scores: Mapping[str, Tensor]) -> Rule:
 
     Args:
         scores: |weight * gradient| of each layer, of the weights' shapes.
-
-    Returns:
-        The rule.
     """
 
     def rule(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
@@ -160,8 +142,7 @@ def share_of_zeros(params: Mapping[str, Tensor]) -> float:
     Zeros of layers that are zero throughout do not count: some are initialised so.
     """
     total = sum(param.numel() for param in params.values())
-    counts = [(param.numel(), int(param.count_nonzero())) for param in params.values()]
-    return sum(size - nonzero for size, nonzero in counts if nonzero) / total
+    return sum(int((p == 0).sum()) for p in params.values() if p.any()) / total
 
 
 def is_sparse(zeros: float) -> bool:
@@ -170,9 +151,5 @@ def is_sparse(zeros: float) -> bool:
 
 
 def masks_from_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the masks from the zeros of weights that were trained sparse.
-
-    Returns:
-        Boolean masks, True where a weight is not zero.
-    """
+    """Boolean masks of weights that were trained sparse, True where one is not zero."""
     return {name: param.detach() != 0 for name, param in params.items()}

@@ -60,25 +60,7 @@ def select_parameters(
 
 
 def _is_large_kernel(param: Tensor) -> bool:
-    return (
-        param.ndim == 4
-        and param.shape[1] == 1
-        and max(param.shape[-2:]) >= LARGE_KERNEL
-    )
-
-
-def pack(masks: Mapping[str, Tensor]) -> Tensor:
-    """Flatten masks into one 1-D uint8 tensor of 0 and 1, for communication."""
-    return torch.cat([mask.flatten().to(torch.uint8) for mask in masks.values()])
-
-
-def unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `pack`, to masks of the names and shapes of ``like``."""
-    parts = packed.split([mask.numel() for mask in like.values()])
-    return {
-        name: part.view_as(mask)
-        for (name, mask), part in zip(like.items(), parts, strict=True)
-    }
+    return param.shape[1] == 1 and max(param.shape[2:], default=0) >= LARGE_KERNEL
 
 
 class SparsityMasks:
@@ -128,9 +110,7 @@ class SparsityMasks:
     @property
     def active(self) -> int:
         """Active weights of all chosen parameters."""
-        return sum(int(m.count_nonzero()) for m in self.masks.values()) + sum(
-            p.numel() for p in self.dense.values()
-        )
+        return self.total - sum(int((m == 0).sum()) for m in self.masks.values())
 
     @property
     def density(self) -> float:
@@ -139,10 +119,7 @@ class SparsityMasks:
 
     def layer_densities(self) -> dict[str, float]:
         """Density of every parameter that has a mask."""
-        return {
-            name: int(mask.count_nonzero()) / mask.numel()
-            for name, mask in self.masks.items()
-        }
+        return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -197,7 +174,8 @@ class SparsityMasks:
 
     def checksum(self) -> int:
         """CRC-32 of the masks: equal on two processes whose masks are equal."""
-        return zlib.crc32(pack(self.masks).cpu().numpy().data)
+        bits = torch.cat([mask.flatten().bool() for mask in self.masks.values()])
+        return zlib.crc32(bits.cpu().numpy().data)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as boolean tensors on the CPU, and the names of dense parameters."""
@@ -215,18 +193,16 @@ class SparsityMasks:
         Raises:
             ValueError: If they belong to other parameters.
         """
-        masks = dict(state['masks'])
-        dense = set(state['dense'])
-        whole = {
-            name: torch.ones_like(param, dtype=torch.bool)
-            for name, param in params.items()
-            if name in dense
-        }
-        differing = sorted((set(masks) | dense) ^ set(params))
+        saved, dense = state['masks'], state['dense']
+        differing = sorted({*saved, *dense} ^ set(params))
         if differing:
             raise ValueError(
                 f'the checkpoint has masks of other weights: {", ".join(differing)} '
                 'differ; resume with the model and the sparsity settings that it was '
                 'trained with'
             )
-        return cls(params, {name: (masks | whole)[name] for name in params})
+        masks = {
+            name: torch.ones_like(param) if name in dense else saved[name]
+            for name, param in params.items()
+        }
+        return cls(params, masks)

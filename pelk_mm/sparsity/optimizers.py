@@ -5,6 +5,17 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
+#: What the names of classes that spread weights or optimizer state over processes have
+#: in them. By name: importing these libraries to compare types would require them.
+SHARDED = (
+    'FullyShardedDataParallel',
+    'FSDP',
+    'DTensor',
+    'DeepSpeed',
+    'Colossal',
+    'ZeroRedundancyOptimizer',
+)
+
 
 def find_optim_wrapper(
     optim_wrapper: OptimWrapper | OptimWrapperDict, params: dict[str, nn.Parameter]
@@ -60,14 +71,11 @@ def require_unsharded(runner: Runner) -> None:
         getattr(runner.optim_wrapper, 'optimizer', None),
         getattr(runner, 'strategy', None),
     ]
-    # By name: importing these libraries to compare types would require them.
-    markers = ('FullyShardedDataParallel', 'FSDP', 'DTensor', 'DeepSpeed', 'Colossal')
     for part in parts:
-        for base in type(part).__mro__:
-            if any(m in base.__name__ for m in (*markers, 'ZeroRedundancyOptimizer')):
-                raise RuntimeError(
-                    f'DynamicSparsityHook cannot run with {type(part).__name__}: '
-                    'weights or optimizer state are spread over processes, and no '
-                    'process sees a whole layer to prune; train with DDP or set mode='
-                    "'off'"
-                )
+        names = ' '.join(base.__name__ for base in type(part).__mro__)
+        if any(marker in names for marker in SHARDED):
+            raise RuntimeError(
+                f'DynamicSparsityHook cannot run with {type(part).__name__}: weights '
+                'or optimizer state are spread over processes, and no process sees a '
+                "whole layer to prune; train with DDP or set mode='off'"
+            )

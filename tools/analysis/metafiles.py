@@ -12,7 +12,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
     from pelk_mm.analysis.metafiles import write_metafiles
-    from pelk_mm.configs import config_folder
+    from pelk_mm_cli import config_folder
 
     write_metafiles(config_folder())
 

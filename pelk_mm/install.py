@@ -25,8 +25,11 @@ def requirements(extra: str) -> list[str]:
         importlib.metadata.PackageNotFoundError: If pelk_mm runs without being
             installed.
     """
-    marker = re.compile(rf'; *extra == (["\']){re.escape(extra)}\1')
-    found = [marker.sub('', line) for line in requires('pelk_mm') or () if marker.search(line)]
+    found = []
+    for line in requires('pelk_mm') or ():
+        requirement, _, marker = line.partition(';')
+        if re.search(rf'extra == (["\']){re.escape(extra)}\1', marker):
+            found.append(requirement.strip())
     if not found:
         raise ValueError(f'the installed pelk_mm has no extra {extra!r}')
     return found

@@ -83,16 +83,13 @@ def allocate(
     open_params = dict(params)
     while open_params:
         shares = rule(open_params, left)
-        dense = [
-            name for name, share in shares.items() if share >= DENSE_FROM * sizes[name]
-        ]
-        after = left - sum(sizes[name] for name in dense)
+        dense = {n: sizes[n] for n in shares if shares[n] >= DENSE_FROM * sizes[n]}
+        after = left - sum(dense.values())
         if not dense or after < len(open_params) - len(dense):
             counts |= _round_to_sum(shares, sizes, left)
             break
-        for name in dense:
-            counts[name] = sizes[name]
-            del open_params[name]
+        counts |= dense
+        open_params = {name: params[name] for name in shares if name not in dense}
         left = after
     return {name: counts[name] for name in params}
 
@@ -105,13 +102,10 @@ def _round_to_sum(
     by_remainder = sorted(shares, key=lambda name: int(shares[name]) - shares[name])
     while missing := total - sum(counts.values()):
         step = 1 if missing > 0 else -1
-        room = [
-            name
-            for name in by_remainder[::step]
-            if (counts[name] < sizes[name] if step > 0 else counts[name] > 1)
-        ]
-        for name in room[: abs(missing)]:
-            counts[name] += step
+        for name in by_remainder[::step]:
+            if missing and 1 <= counts[name] + step <= sizes[name]:
+                counts[name] += step
+                missing -= step
     return counts
 
 

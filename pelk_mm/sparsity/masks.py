@@ -82,8 +82,7 @@ class SparsityMasks:
         self.dense: dict[str, nn.Parameter] = {}
         #: Of the parameters' dtype: their product is far faster than with booleans.
         self.masks: dict[str, Tensor] = {}
-        if list(params) != list(masks):
-            differing = sorted(set(params) ^ set(masks)) or 'their order'
+        if differing := sorted(params.keys() ^ masks.keys()):
             raise ValueError(
                 f'the masks are not those of the chosen weights: {differing} differ'
             )
@@ -130,12 +129,10 @@ class SparsityMasks:
                 weight's shape is masked as the weight is.
         """
         for name, param in self.params.items():
-            mask = self.masks[name]
-            param.mul_(mask)
-            if optimizer is not None and param in optimizer.state:
-                for value in optimizer.state[param].values():
-                    if torch.is_tensor(value) and value.shape == param.shape:
-                        value.mul_(mask)
+            state = {} if optimizer is None else optimizer.state.get(param, {})
+            for value in (param, *state.values()):
+                if torch.is_tensor(value) and value.shape == param.shape:
+                    value.mul_(self.masks[name])
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
@@ -163,11 +160,9 @@ class SparsityMasks:
         Returns:
             Number of weights that were inactive before and are active now.
         """
-        grown = 0
-        for name, mask in self.masks.items():
-            new = masks[name].to(mask)
-            grown += int((new > mask).count_nonzero())
-            self.masks[name] = new
+        new = {name: masks[name].to(mask) for name, mask in self.masks.items()}
+        grown = sum(int((new[name] > mask).sum()) for name, mask in self.masks.items())
+        self.masks = new
         self.apply(optimizer)
         self.fill_active_zeros()
         return grown
@@ -194,8 +189,7 @@ class SparsityMasks:
             ValueError: If they belong to other parameters.
         """
         saved, dense = state['masks'], state['dense']
-        differing = sorted({*saved, *dense} ^ set(params))
-        if differing:
+        if differing := sorted({*saved, *dense} ^ params.keys()):
             raise ValueError(
                 f'the checkpoint has masks of other weights: {", ".join(differing)} '
                 'differ; resume with the model and the sparsity settings that it was '

@@ -1,20 +1,15 @@
 """What the sparsity hook asks of the runner's optimizer and of its wrapper."""
 
+import re
+
 import mmengine
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-#: What the names of classes that spread weights or optimizer state over processes have
-#: in them. By name: importing these libraries to compare types would require them.
-SHARDED = (
-    'FullyShardedDataParallel',
-    'FSDP',
-    'DTensor',
-    'DeepSpeed',
-    'Colossal',
-    'ZeroRedundancyOptimizer',
-)
+#: In the names of classes that spread weights or optimizer state over processes. By
+#: name: importing these libraries to compare types would require them.
+SHARDED = re.compile('FullySharded|FSDP|DTensor|DeepSpeed|Colossal|ZeroRedundancy')
 
 
 def find_optim_wrapper(
@@ -72,8 +67,7 @@ def require_unsharded(runner: Runner) -> None:
         getattr(runner, 'strategy', None),
     ]
     for part in parts:
-        names = ' '.join(base.__name__ for base in type(part).__mro__)
-        if any(marker in names for marker in SHARDED):
+        if any(SHARDED.search(base.__name__) for base in type(part).__mro__):
             raise RuntimeError(
                 f'DynamicSparsityHook cannot run with {type(part).__name__}: weights '
                 'or optimizer state are spread over processes, and no process sees a '

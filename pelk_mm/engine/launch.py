@@ -16,7 +16,6 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
-FRAMEWORKS = tuple(DISTRIBUTIONS)
 
 
 class LaunchError(ValueError):
@@ -30,10 +29,10 @@ def find_framework(cfg: Config) -> str:
         LaunchError: If it is neither mmseg nor mmdet.
     """
     scope = cfg.get('default_scope')
-    if scope not in FRAMEWORKS:
+    if scope not in DISTRIBUTIONS:
         raise LaunchError(
             f'{cfg.filename} has default_scope {scope!r}; set it to '
-            f'{" or ".join(map(repr, FRAMEWORKS))}, the framework to run'
+            f'{" or ".join(map(repr, DISTRIBUTIONS))}, the framework to run'
         )
     return scope
 
@@ -120,7 +119,7 @@ def hand_over(tool: str) -> None:
     config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
     try:
         if config is None:
-            framework = FRAMEWORKS[0]  # to print its usage: both have these flags
+            framework = 'mmseg'  # to print its usage: both have these flags
         else:
             if not Path(config).is_file():
                 raise LaunchError(f'config {config} does not exist')

@@ -256,7 +256,6 @@ class DynamicSparsityHook(Hook):
         if self.chosen_mode == 'dynamic':
             self._update(runner, masks, optimizer)
 
-    @torch.no_grad()
     def _update(
         self, runner: Runner, masks: SparsityMasks, optimizer: Optimizer
     ) -> None:

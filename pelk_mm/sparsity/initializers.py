@@ -34,8 +34,7 @@ def erk(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
 def snip(scores: Mapping[str, Tensor]) -> Rule:
     """Rule by connection sensitivity: the highest scores over all layers are active.
 
-    Lee et al., "SNIP", ICLR 2019; as in SLaK only each layer's density is taken from
-    this, not the positions.
+    As in SLaK only each layer's density is taken from them, not the positions.
 
     Args:
         scores: |weight * gradient| of each layer, of the weights' shapes.

@@ -7,7 +7,7 @@ of tools, the usage of one, and the error of a wrong command line should not wai
 import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +54,12 @@ def config_folder() -> Path:
     return folder
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the names that a wrong one is close to, or an empty string."""
+    close = get_close_matches(name, known, n=3)
+    return f'did you mean {" or ".join(close)}?' if close else ''
+
+
 def config_path(name: str) -> Path:
     """Path of one of our configs by its name, with or without ``.py``.
 
@@ -64,12 +70,7 @@ def config_path(name: str) -> Path:
     path = folder / f'{name.removesuffix(".py")}.py'
     if not path.is_file():
         known = sorted(path.stem for path in folder.glob('*.py'))
-        close = get_close_matches(path.stem, known, n=3)
-        hint = (
-            f'did you mean {" or ".join(close)}?'
-            if close
-            else f'choose one of {", ".join(known)}'
-        )
+        hint = did_you_mean(path.stem, known) or f'choose one of {", ".join(known)}'
         raise FileNotFoundError(f'there is no config {name!r}; {hint}')
     return path
 
@@ -128,12 +129,6 @@ def run_script(path: Path, arguments: Sequence[str], prog: str) -> None:
     exec(compile(path.read_bytes(), str(path), 'exec'), module.__dict__)
 
 
-def run_shell_script(path: Path, arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by bash running a file; ``$PYTHON`` is this interpreter."""
-    environment = {**os.environ, 'PYTHON': sys.executable}
-    os.execvpe('bash', ['bash', str(path), *arguments], environment)
-
-
 def main() -> None:
     """Run the tool that the command line names, or list all of them."""
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
@@ -145,16 +140,16 @@ def main() -> None:
         return
     tools = find_tools()
     if name not in tools:
-        close = get_close_matches(name, tools, n=3)
-        hint = f'did you mean {" or ".join(close)}? ' if close else ''
-        _fail(f'pelk-mm: there is no tool {name!r}; {hint}`pelk-mm` lists the tools')
+        hint = f'{did_you_mean(name, tools)} `pelk-mm` lists the tools'.lstrip()
+        _fail(f'pelk-mm: there is no tool {name!r}; {hint}')
     prog = f'pelk-mm {name}'
     try:
         arguments = resolve_config(name, arguments)
     except FileNotFoundError as error:
         _fail(f'{prog}: {error}')
     if tools[name].suffix == '.sh':
-        run_shell_script(tools[name], arguments)
+        os.environ['PYTHON'] = sys.executable  # for the script to start Python with
+        os.execvp('bash', ['bash', str(tools[name]), *arguments])
     try:
         run_script(tools[name], arguments, prog)
     except ModuleNotFoundError as error:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import pelk_mm
-from pelk_mm.configs import config_folder, config_path
 from pelk_mm.version import __version__
+from pelk_mm_cli import config_folder, config_path
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -74,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     # After the arguments: a wrong one should not wait for torch to load.
     from pelk_mm.checkpoints.files import CheckpointError
-    from pelk_mm.configs import config_folder
     from pelk_mm.conversion.convert import convert_checkpoint
     from pelk_mm.conversion.report import (
         describe,
@@ -82,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         show_progress,
         write_json,
     )
+    from pelk_mm_cli import config_folder
 
     report, configs, error = None, [], None
     try:

@@ -3,7 +3,4 @@
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
 
-__all__ = [
-    'IterationSeedHook',
-    'LargeKernelLayerDecayOptimizerConstructor',
-]
+__all__ = ['IterationSeedHook', 'LargeKernelLayerDecayOptimizerConstructor']

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from pelk_mm_cli import run_script
 
@@ -16,7 +16,6 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
-FRAMEWORKS = tuple(DISTRIBUTIONS)
 
 
 class LaunchError(ValueError):
@@ -30,10 +29,10 @@ def find_framework(cfg: Config) -> str:
         LaunchError: If it is neither mmseg nor mmdet.
     """
     scope = cfg.get('default_scope')
-    if scope not in FRAMEWORKS:
+    if scope not in DISTRIBUTIONS:
         raise LaunchError(
             f'{cfg.filename} has default_scope {scope!r}; set it to '
-            f'{" or ".join(map(repr, FRAMEWORKS))}, the framework to run'
+            f'{" or ".join(map(repr, DISTRIBUTIONS))}, the framework to run'
         )
     return scope
 
@@ -63,16 +62,15 @@ def find_tool(framework: str, tool: str) -> Path:
     )
 
 
-def _datasets(node: Any) -> Iterator[ConfigDict]:
-    """Iterate over the config dicts in ``node`` that have a ``data_root``."""
+def _data_roots(node: Any) -> Iterator[str]:
+    """Iterate over the ``data_root`` entries of nested config dicts and lists."""
     if isinstance(node, dict):
         if node.get('data_root'):
-            yield node
-        for value in node.values():
-            yield from _datasets(value)
-    elif isinstance(node, (list, tuple)):
+            yield node['data_root']
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
         for value in node:
-            yield from _datasets(value)
+            yield from _data_roots(value)
 
 
 def require_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -83,12 +81,11 @@ def require_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
         loaders: Names of the dataloaders whose data sets are needed.
     """
     for loader in loaders:
-        for dataset in _datasets(cfg.get(loader)):
-            root = Path(dataset['data_root'])
-            remote = '://' in dataset['data_root']  # read by a file backend, say s3
-            if not remote and not root.is_dir():
+        for root in _data_roots(cfg.get(loader)):
+            # With a scheme, say s3, a file backend reads it.
+            if '://' not in root and not Path(root).is_dir():
                 raise LaunchError(
-                    f'data_root {str(root)!r} of {loader} does not exist; put the data '
+                    f'data_root {root!r} of {loader} does not exist; put the data '
                     f'set there or set --cfg-options '
                     f'{loader}.dataset.data_root=/path/to/it'
                 )
@@ -122,7 +119,7 @@ def hand_over(tool: str) -> None:
     config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
     try:
         if config is None:
-            framework = FRAMEWORKS[0]  # to print its usage: both have these flags
+            framework = 'mmseg'  # to print its usage: both have these flags
         else:
             if not Path(config).is_file():
                 raise LaunchError(f'config {config} does not exist')
@@ -133,5 +130,4 @@ def hand_over(tool: str) -> None:
         path = find_tool(framework, tool)
     except LaunchError as error:
         sys.exit(f'{tool}: {error}')
-    sys.argv[0] = str(path)
     run_script(path, sys.argv[1:], parser.prog)

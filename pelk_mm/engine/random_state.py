@@ -45,22 +45,13 @@ class _SeededIterator:
         self.seed = seed
         self.batches = 0
 
-    def __iter__(self) -> '_SeededIterator':
-        return self
-
     def __next__(self) -> Any:
         set_random_seed((self.seed + self.batches) % 2**32)
         self.batches += 1
         return next(self.iterator)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Skip batches, which onedl-mmengine asks for when it resumes.
-
-        OpenMMLab's mmengine draws and discards them instead.
-
-        Args:
-            num_iters: How many batches to skip.
-        """
+        """Skip batches, as onedl-mmengine resumes; OpenMMLab's draws them instead."""
         self.iterator.skip_iter(num_iters)
         self.batches += num_iters
 
@@ -92,11 +83,7 @@ class IterationSeedHook(Hook):
         return (runner.seed + self.RANK_STRIDE * get_rank() + iteration) % 2**32
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed what the data loader draws in the main process.
-
-        Raises:
-            RuntimeError: See the class.
-        """
+        """Seed what the data loader draws in the main process."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             # It makes its data iterator next, and resumes only between epochs.
@@ -118,8 +105,6 @@ class IterationSeedHook(Hook):
             loop.dataloader.generator = torch.Generator().manual_seed(seed)
         loop.dataloader_iterator = _SeededIterator(loop.dataloader_iterator, seed)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Seed what the model draws."""
         set_random_seed(self._seed(runner, runner.iter))

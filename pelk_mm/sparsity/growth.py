@@ -59,13 +59,7 @@ def prune_and_grow(
 
 
 def _smallest(values: Tensor, candidates: Tensor, number: int) -> Tensor:
-    """Mark the smallest values among candidates, the first ones of equal values.
-
-    Args:
-        values: Of shape (n,).
-        candidates: Boolean, of shape (n,), at least ``number`` of them True.
-        number: How many to mark, at least 1.
-    """
+    """Mark the ``number`` smallest candidates, the first ones of equal values."""
     # Selection instead of sorting (or `topk`): linear in n, and ties go to the lowest
     # index on every device.
     threshold = values[candidates].kthvalue(number).values

@@ -1,10 +1,12 @@
 """Dynamic sparsity for mmengine's Runner."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather, broadcast, get_world_size
+from mmengine.dist import all_gather_object, broadcast, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -22,13 +24,14 @@ from .initializers import (
     snip,
     uniform,
 )
-from .masks import DENSE_FROM, SparsityMasks, pack, select_parameters, unpack
+from .masks import DENSE_FROM, SparsityMasks, select_parameters
 from .optimizers import accumulative_counts, find_optim_wrapper, require_unsharded
 from .snip import snip_scores, unwrap
 from .start import INITS, MODES, VERSION, start
 
 
 @HOOKS.register_module()
+@dataclass(eq=False, repr=False)
 class DynamicSparsityHook(Hook):
     """Train with a share of the weights at zero, as SLaK and PeLK are trained.
 
@@ -71,56 +74,43 @@ class DynamicSparsityHook(Hook):
     # After EMAHook, whose averaged copy is masked, and before anything is saved.
     priority = 'BELOW_NORMAL'
 
-    def __init__(
-        self,
-        sparsity: float = 0.4,
-        mode: str = 'dynamic',
-        init: str = 'snip',
-        growth: str = 'random',
-        update_interval: int = 2000,
-        prune_rate: float = 0.5,
-        min_prune_rate: float = 0.005,
-        patterns: tuple[str, ...] | list[str] = (r'^backbone\.',),
-        large_kernels_only: bool = False,
-        seed: int | None = None,
-    ) -> None:
-        for name, value, choices in (
-            ('mode', mode, MODES),
-            ('init', init, INITS),
-            ('growth', growth, GROWTHS),
-        ):
-            if value not in choices:
+    sparsity: float = 0.4
+    mode: str = 'dynamic'
+    init: str = 'snip'
+    growth: str = 'random'
+    update_interval: int = 2000
+    prune_rate: float = 0.5
+    min_prune_rate: float = 0.005
+    patterns: Sequence[str] = (r'^backbone\.',)
+    large_kernels_only: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (('mode', MODES), ('init', INITS), ('growth', GROWTHS)):
+            if (value := getattr(self, name)) not in choices:
                 raise ValueError(f'{name} {value!r} is not one of {", ".join(choices)}')
-        if not 1 - DENSE_FROM < sparsity < 1:
+        if not 1 - DENSE_FROM < self.sparsity < 1:
             raise ValueError(
-                f'sparsity {sparsity} is not in (0.01, 1); to train without any, set '
-                "mode='off'"
+                f'sparsity {self.sparsity} is not in (0.01, 1); to train without any, '
+                "set mode='off'"
             )
-        if not 0 <= min_prune_rate <= prune_rate < 1:
+        if not 0 <= self.min_prune_rate <= self.prune_rate < 1:
             raise ValueError(
-                f'prune_rate {prune_rate} and min_prune_rate {min_prune_rate} are not '
-                'in descending order in [0, 1)'
+                f'prune_rate {self.prune_rate} and min_prune_rate '
+                f'{self.min_prune_rate} are not in descending order in [0, 1)'
             )
-        if not isinstance(update_interval, int) or update_interval < 1:
+        if not isinstance(self.update_interval, int) or self.update_interval < 1:
             raise ValueError(
-                f'update_interval {update_interval!r} is not a positive integer'
+                f'update_interval {self.update_interval!r} is not a positive integer'
             )
-        if isinstance(patterns, str):
-            raise ValueError(f'patterns {patterns!r} is one string, not a list of them')
-        if seed is not None and not 0 <= seed < 2**32:
-            raise ValueError(f'seed {seed} is not in [0, 2**32)')
-        self.sparsity = sparsity
-        self.mode = mode
-        self.init = init
-        self.growth = growth
-        self.update_interval = update_interval
-        self.prune_rate = prune_rate
-        self.min_prune_rate = min_prune_rate
-        self.patterns = tuple(patterns)
-        self.large_kernels_only = large_kernels_only
-        self.seed = seed
+        if isinstance(self.patterns, str):
+            raise ValueError(
+                f'patterns {self.patterns!r} is one string, not a list of them'
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ValueError(f'seed {self.seed} is not in [0, 2**32)')
         #: ``mode``; once the training starts, what ``auto`` has become.
-        self.chosen_mode = mode
+        self.chosen_mode = self.mode
         self.masks: SparsityMasks | None = None
         #: Optimizer steps made; those that a loss scaler skipped do not count.
         self.steps = 0
@@ -166,13 +156,7 @@ class DynamicSparsityHook(Hook):
         )
         print_log(self._summary(masks), logger='current')
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Mask EMAHook's copy after the masks have changed."""
         if self.masks is not None and self._ema_is_behind:
             self._mask_ema(runner, self.masks)
@@ -180,7 +164,7 @@ class DynamicSparsityHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Check once more that all processes agree, and stop masking."""
         if self.masks is not None:
-            self.verify_masks()
+            self._verify_masks(self.masks)
             self._step_hook.remove()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -220,29 +204,21 @@ class DynamicSparsityHook(Hook):
         if begin.masks == 'zeros':
             initial = masks_from_zeros(params)
         else:
-            rules = {
-                'snip': lambda: snip(snip_scores(runner, params, seed)),
-                'erk': lambda: erk,
-                'uniform': lambda: uniform,
-            }
-            counts = allocate(params, 1 - self.sparsity, rules[begin.masks]())
+            if begin.masks == 'snip':
+                rule = snip(snip_scores(runner, params, seed))
+            else:
+                rule = dict(erk=erk, uniform=uniform)[begin.masks]
+            counts = allocate(params, 1 - self.sparsity, rule)
             initial = draw_masks(params, counts, self.generator)
-        masks = SparsityMasks(params, self._broadcast(initial))
+        _take_from_first_rank(initial)
+        masks = SparsityMasks(params, initial)
         masks.fill_active_zeros()
         return masks
 
     def _restore(
         self, params: dict[str, nn.Parameter], density: float | None
     ) -> SparsityMasks:
-        """Take masks and schedule from the resumed checkpoint.
-
-        Args:
-            params: The chosen weights by name.
-            density: What the masks' density has to be, None where it may be any.
-
-        Raises:
-            ValueError: If the masks belong to other weights or have another density.
-        """
+        """Take the schedule and masks, of a given density, from the checkpoint."""
         assert self._saved is not None  # `start` has refused that
         masks = SparsityMasks.from_state_dict(params, self._saved)
         if density is not None and abs(masks.density - density) > 1e-3 * density:
@@ -255,26 +231,12 @@ class DynamicSparsityHook(Hook):
         self.generator.set_state(self._saved['generator'].cpu())
         return masks
 
-    @staticmethod
-    def _broadcast(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace the masks of every rank by those of rank 0."""
+    def _verify_masks(self, masks: SparsityMasks) -> None:
+        """Raise on all ranks if the masks of any differ."""
         if get_world_size() == 1:
-            return masks
-        packed = pack(masks)
-        broadcast(packed)
-        return unpack(packed, masks)
-
-    def verify_masks(self) -> None:
-        """Compare the masks of all ranks by a checksum.
-
-        Raises:
-            RuntimeError: If any differ, on all ranks.
-        """
-        if self.masks is None or get_world_size() == 1:
             return
-        device = next(iter(self.masks.masks.values())).device
-        sums = all_gather(torch.tensor([self.masks.checksum()], device=device))
-        different = [rank for rank, s in enumerate(sums) if int(s) != int(sums[0])]
+        sums = all_gather_object(masks.checksum())
+        different = [rank for rank, value in enumerate(sums) if value != sums[0]]
         if different:
             raise RuntimeError(
                 f'after {self.steps} steps the sparsity masks of ranks {different} '
@@ -290,11 +252,10 @@ class DynamicSparsityHook(Hook):
         # Not at the very end: what grows then would never be trained.
         if self.steps % self.update_interval or self.steps >= self.total_steps:
             return
-        self.verify_masks()
+        self._verify_masks(masks)
         if self.chosen_mode == 'dynamic':
             self._update(runner, masks, optimizer)
 
-    @torch.no_grad()
     def _update(
         self, runner: Runner, masks: SparsityMasks, optimizer: Optimizer
     ) -> None:
@@ -309,8 +270,9 @@ class DynamicSparsityHook(Hook):
             updated[name] = prune_and_grow(
                 param, masks.masks[name], rate, self.generator, grad
             )
-        regrown = masks.replace(self._broadcast(updated), optimizer)
-        self.verify_masks()
+        _take_from_first_rank(updated)
+        regrown = masks.replace(updated, optimizer)
+        self._verify_masks(masks)
         self._ema_is_behind = True
         self._log(runner, masks, regrown)
 
@@ -336,3 +298,9 @@ class DynamicSparsityHook(Hook):
             f'{len(masks.masks)} sparse and {len(masks.dense)} dense layers; '
             f'{updates} updates of the masks are to come.'
         )
+
+
+def _take_from_first_rank(masks: Mapping[str, Tensor]) -> None:
+    """Overwrite the masks of every rank with those of rank 0."""
+    for mask in masks.values():
+        broadcast(mask)

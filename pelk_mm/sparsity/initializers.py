@@ -11,36 +11,21 @@ from torch import Tensor
 
 from .masks import DENSE_FROM
 
-#: From layers and the number of active weights to the share of each layer.
+#: From the layers' weights by name and the total number of active ones to the number of
+#: each layer, not rounded; where it exceeds the layer `allocate` makes the layer dense.
 Rule = Callable[[Mapping[str, Tensor], int], dict[str, float]]
 
 
 def uniform(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
-    """The same density for every layer.
-
-    Args:
-        params: The layers' weights by name.
-        active: Total number of active weights.
-
-    Returns:
-        Number of active weights per layer, not rounded.
-    """
+    """`Rule` of the same density for every layer."""
     total = sum(param.numel() for param in params.values())
     return {name: active * param.numel() / total for name, param in params.items()}
 
 
 def erk(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: density by the sum over the product of a shape's sizes.
+    """`Rule` Erdos-Renyi-Kernel: density by sum over product of a shape's sizes.
 
-    Evci et al., "Rigging the Lottery" (RigL), ICML 2020, section 3. A share may be
-    larger than its layer; `allocate` then makes the layer dense.
-
-    Args:
-        params: The layers' weights by name.
-        active: Total number of active weights.
-
-    Returns:
-        Number of active weights per layer, not rounded.
+    Evci et al., "Rigging the Lottery" (RigL), ICML 2020, section 3.
     """
     total = sum(sum(param.shape) for param in params.values())
     return {name: active * sum(param.shape) / total for name, param in params.items()}
@@ -49,14 +34,10 @@ def erk(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
 def snip(scores: Mapping[str, Tensor]) -> Rule:
     """Rule by connection sensitivity: the highest scores over all layers are active.
 
-    Lee et al., "SNIP", ICLR 2019; as in SLaK only each layer's density is taken from
-    this, not the positions.
+    As in SLaK only each layer's density is taken from them, not the positions.
 
     Args:
         scores: |weight * gradient| of each layer, of the weights' shapes.
-
-    Returns:
-        The rule.
     """
 
     def rule(params: Mapping[str, Tensor], active: int) -> dict[str, float]:
@@ -101,16 +82,13 @@ def allocate(
     open_params = dict(params)
     while open_params:
         shares = rule(open_params, left)
-        dense = [
-            name for name, share in shares.items() if share >= DENSE_FROM * sizes[name]
-        ]
-        after = left - sum(sizes[name] for name in dense)
+        dense = {n: sizes[n] for n in shares if shares[n] >= DENSE_FROM * sizes[n]}
+        after = left - sum(dense.values())
         if not dense or after < len(open_params) - len(dense):
             counts |= _round_to_sum(shares, sizes, left)
             break
-        for name in dense:
-            counts[name] = sizes[name]
-            del open_params[name]
+        counts |= dense
+        open_params = {name: params[name] for name in shares if name not in dense}
         left = after
     return {name: counts[name] for name in params}
 
@@ -123,13 +101,10 @@ def _round_to_sum(
     by_remainder = sorted(shares, key=lambda name: int(shares[name]) - shares[name])
     while missing := total - sum(counts.values()):
         step = 1 if missing > 0 else -1
-        room = [
-            name
-            for name in by_remainder[::step]
-            if (counts[name] < sizes[name] if step > 0 else counts[name] > 1)
-        ]
-        for name in room[: abs(missing)]:
-            counts[name] += step
+        for name in by_remainder[::step]:
+            if missing and 1 <= counts[name] + step <= sizes[name]:
+                counts[name] += step
+                missing -= step
     return counts
 
 
@@ -160,8 +135,7 @@ def share_of_zeros(params: Mapping[str, Tensor]) -> float:
     Zeros of layers that are zero throughout do not count: some are initialised so.
     """
     total = sum(param.numel() for param in params.values())
-    counts = [(param.numel(), int(param.count_nonzero())) for param in params.values()]
-    return sum(size - nonzero for size, nonzero in counts if nonzero) / total
+    return sum(int((p == 0).sum()) for p in params.values() if p.any()) / total
 
 
 def is_sparse(zeros: float) -> bool:
@@ -170,9 +144,5 @@ def is_sparse(zeros: float) -> bool:
 
 
 def masks_from_zeros(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the masks from the zeros of weights that were trained sparse.
-
-    Returns:
-        Boolean masks, True where a weight is not zero.
-    """
+    """Boolean masks of weights that were trained sparse, True where one is not zero."""
     return {name: param.detach() != 0 for name, param in params.items()}

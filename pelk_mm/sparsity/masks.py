@@ -60,25 +60,7 @@ def select_parameters(
 
 
 def _is_large_kernel(param: Tensor) -> bool:
-    return (
-        param.ndim == 4
-        and param.shape[1] == 1
-        and max(param.shape[-2:]) >= LARGE_KERNEL
-    )
-
-
-def pack(masks: Mapping[str, Tensor]) -> Tensor:
-    """Flatten masks into one 1-D uint8 tensor of 0 and 1, for communication."""
-    return torch.cat([mask.flatten().to(torch.uint8) for mask in masks.values()])
-
-
-def unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `pack`, to masks of the names and shapes of ``like``."""
-    parts = packed.split([mask.numel() for mask in like.values()])
-    return {
-        name: part.view_as(mask)
-        for (name, mask), part in zip(like.items(), parts, strict=True)
-    }
+    return param.shape[1] == 1 and max(param.shape[2:], default=0) >= LARGE_KERNEL
 
 
 class SparsityMasks:
@@ -100,8 +82,7 @@ class SparsityMasks:
         self.dense: dict[str, nn.Parameter] = {}
         #: Of the parameters' dtype: their product is far faster than with booleans.
         self.masks: dict[str, Tensor] = {}
-        if list(params) != list(masks):
-            differing = sorted(set(params) ^ set(masks)) or 'their order'
+        if differing := sorted(params.keys() ^ masks.keys()):
             raise ValueError(
                 f'the masks are not those of the chosen weights: {differing} differ'
             )
@@ -128,9 +109,7 @@ class SparsityMasks:
     @property
     def active(self) -> int:
         """Active weights of all chosen parameters."""
-        return sum(int(m.count_nonzero()) for m in self.masks.values()) + sum(
-            p.numel() for p in self.dense.values()
-        )
+        return self.total - sum(int((m == 0).sum()) for m in self.masks.values())
 
     @property
     def density(self) -> float:
@@ -139,10 +118,7 @@ class SparsityMasks:
 
     def layer_densities(self) -> dict[str, float]:
         """Density of every parameter that has a mask."""
-        return {
-            name: int(mask.count_nonzero()) / mask.numel()
-            for name, mask in self.masks.items()
-        }
+        return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
 
     @torch.no_grad()
     def apply(self, optimizer: Optimizer | None = None) -> None:
@@ -153,12 +129,10 @@ class SparsityMasks:
                 weight's shape is masked as the weight is.
         """
         for name, param in self.params.items():
-            mask = self.masks[name]
-            param.mul_(mask)
-            if optimizer is not None and param in optimizer.state:
-                for value in optimizer.state[param].values():
-                    if torch.is_tensor(value) and value.shape == param.shape:
-                        value.mul_(mask)
+            state = {} if optimizer is None else optimizer.state.get(param, {})
+            for value in (param, *state.values()):
+                if torch.is_tensor(value) and value.shape == param.shape:
+                    value.mul_(self.masks[name])
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
@@ -186,18 +160,17 @@ class SparsityMasks:
         Returns:
             Number of weights that were inactive before and are active now.
         """
-        grown = 0
-        for name, mask in self.masks.items():
-            new = masks[name].to(mask)
-            grown += int((new > mask).count_nonzero())
-            self.masks[name] = new
+        new = {name: masks[name].to(mask) for name, mask in self.masks.items()}
+        grown = sum(int((new[name] > mask).sum()) for name, mask in self.masks.items())
+        self.masks = new
         self.apply(optimizer)
         self.fill_active_zeros()
         return grown
 
     def checksum(self) -> int:
         """CRC-32 of the masks: equal on two processes whose masks are equal."""
-        return zlib.crc32(pack(self.masks).cpu().numpy().data)
+        bits = torch.cat([mask.flatten().bool() for mask in self.masks.values()])
+        return zlib.crc32(bits.cpu().numpy().data)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as boolean tensors on the CPU, and the names of dense parameters."""
@@ -215,18 +188,15 @@ class SparsityMasks:
         Raises:
             ValueError: If they belong to other parameters.
         """
-        masks = dict(state['masks'])
-        dense = set(state['dense'])
-        whole = {
-            name: torch.ones_like(param, dtype=torch.bool)
-            for name, param in params.items()
-            if name in dense
-        }
-        differing = sorted((set(masks) | dense) ^ set(params))
-        if differing:
+        saved, dense = state['masks'], state['dense']
+        if differing := sorted({*saved, *dense} ^ params.keys()):
             raise ValueError(
                 f'the checkpoint has masks of other weights: {", ".join(differing)} '
                 'differ; resume with the model and the sparsity settings that it was '
                 'trained with'
             )
-        return cls(params, {name: (masks | whole)[name] for name in params})
+        masks = {
+            name: torch.ones_like(param) if name in dense else saved[name]
+            for name, param in params.items()
+        }
+        return cls(params, masks)

@@ -1,9 +1,15 @@
 """What the sparsity hook asks of the runner's optimizer and of its wrapper."""
 
+import re
+
 import mmengine
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
+
+#: In the names of classes that spread weights or optimizer state over processes. By
+#: name: importing these libraries to compare types would require them.
+SHARDED = re.compile('FullySharded|FSDP|DTensor|DeepSpeed|Colossal|ZeroRedundancy')
 
 
 def find_optim_wrapper(
@@ -60,14 +66,10 @@ def require_unsharded(runner: Runner) -> None:
         getattr(runner.optim_wrapper, 'optimizer', None),
         getattr(runner, 'strategy', None),
     ]
-    # By name: importing these libraries to compare types would require them.
-    markers = ('FullyShardedDataParallel', 'FSDP', 'DTensor', 'DeepSpeed', 'Colossal')
     for part in parts:
-        for base in type(part).__mro__:
-            if any(m in base.__name__ for m in (*markers, 'ZeroRedundancyOptimizer')):
-                raise RuntimeError(
-                    f'DynamicSparsityHook cannot run with {type(part).__name__}: '
-                    'weights or optimizer state are spread over processes, and no '
-                    'process sees a whole layer to prune; train with DDP or set mode='
-                    "'off'"
-                )
+        if any(SHARDED.search(base.__name__) for base in type(part).__mro__):
+            raise RuntimeError(
+                f'DynamicSparsityHook cannot run with {type(part).__name__}: weights '
+                'or optimizer state are spread over processes, and no process sees a '
+                "whole layer to prune; train with DDP or set mode='off'"
+            )

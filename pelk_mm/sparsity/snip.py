@@ -4,8 +4,9 @@ Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity",
 2019.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ def snip_scores(
 ) -> dict[str, Tensor]:
     """Connection sensitivity |weight * gradient| of the model's own training loss.
 
-    Model, gradients, running statistics, data order and random numbers are
-    afterwards as if this had not been called. Every process has to call it, since
-    layers and losses may communicate.
+    It works on a copy of the model, and draws neither from the sampler of the data nor
+    from the generators of the run. Every process has to call it, since layers and
+    losses may communicate.
 
     Args:
         runner: A runner about to train.
@@ -42,20 +43,20 @@ def snip_scores(
     Raises:
         ValueError: If the loss is not finite.
     """
-    model = unwrap(runner.model)
-    with preserve_random_state(), _preserve_training_state(model):
+    model = deepcopy(unwrap(runner.model)).train()
+    model.zero_grad()
+    with preserve_random_state():
         set_random_seed(seed)
-        batch = _draw_batch(runner)
-        model.train()
         # The class's: mmengine's `compile` puts a compiled one in the model's place.
-        type(model).train_step(model, batch, optim_wrapper=_BackwardOnly())
-        with torch.no_grad():
-            return {
-                name: torch.zeros_like(param)
-                if param.grad is None
-                else (param * param.grad).abs()
-                for name, param in params.items()
-            }
+        type(model).train_step(model, _draw_batch(runner), _BackwardOnly())
+    with torch.no_grad():
+        return {
+            name: torch.zeros_like(param)
+            if param.grad is None
+            else (param * param.grad).abs()
+            for name, param in model.named_parameters()
+            if name in params
+        }
 
 
 class _BackwardOnly:
@@ -73,11 +74,7 @@ class _BackwardOnly:
         return nullcontext()
 
     def update_params(self, loss: Tensor) -> None:
-        """Compute the gradients.
-
-        Raises:
-            ValueError: If the loss is not finite.
-        """
+        """Compute the gradients."""
         if not torch.isfinite(loss):
             raise ValueError(
                 f'the loss of the batch for SNIP is {loss.item()}; look at the data '
@@ -97,23 +94,3 @@ def _draw_batch(runner: Runner) -> Any:
     size = min(loader.batch_sampler.batch_size, len(loader.dataset))
     indices = torch.randperm(len(loader.dataset))[:size].tolist()
     return loader.collate_fn([loader.dataset[index] for index in indices])
-
-
-@contextmanager
-def _preserve_training_state(model: nn.Module) -> Iterator[None]:
-    """Restore the values of buffers, gradients and training modes afterwards."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    grads = [(param, param.grad) for param in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    for param, _ in grads:
-        param.grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for param, grad in grads:
-            param.grad = grad
-        for module, training in modes:
-            module.training = training

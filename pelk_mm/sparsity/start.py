@@ -49,63 +49,49 @@ def start(
         init: ``snip``, ``erk``, ``uniform`` or ``resume``.
         sparsity: Share of zeros that is asked for.
         resumed: Whether the training goes on with an interrupted one.
-        saved: The ``sparsity`` entry of the checkpoint, None if it has none. It only
-            matters where the training is resumed.
-        zeros: Share of the chosen weights that are zero. It only matters where the
-            training is not resumed.
+        saved: The ``sparsity`` entry of the checkpoint to resume, None if it has none.
+        zeros: Share of zeros among the chosen weights that a new training starts from.
 
     Raises:
         ValueError: If the resumed checkpoint has no entry or one of another version;
             if masks are to be drawn over weights that were trained sparse; or if the
             zeros of weights without any are to be kept.
     """
+    reason = None
     if resumed:
-        return _resume(mode, init, sparsity, saved)
-    return _begin(mode, init, zeros)
-
-
-def _resume(
-    mode: str, init: str, sparsity: float, saved: Mapping[str, Any] | None
-) -> Start:
-    if saved is None:
-        raise ValueError(
-            'the resumed checkpoint was trained without DynamicSparsityHook; to '
-            'start from its weights use load_from without resume, to go on dense '
-            "set mode='off'"
-        )
-    if saved.get('version') != VERSION:
-        raise ValueError(
-            f'the sparsity entry of the checkpoint has version '
-            f'{saved.get("version")!r}, this pelk_mm reads {VERSION}; resume with the '
-            'pelk_mm that wrote it'
-        )
-    reason = None
-    if mode == 'auto':
-        # Entries without the mode are older than auto; the configs that have auto now
-        # were dynamic then.
-        mode = saved.get('mode', 'dynamic')
-        reason = 'the resumed run was'
-    drawn = mode == 'dynamic' and init != 'resume'
-    return Start(mode, 'checkpoint', 1 - sparsity if drawn else None, reason)
-
-
-def _begin(mode: str, init: str, zeros: float) -> Start:
-    reason = None
-    if mode == 'auto':
+        if saved is None:
+            raise ValueError(
+                'the resumed checkpoint was trained without DynamicSparsityHook; to '
+                'start from its weights use load_from without resume, to go on dense '
+                "set mode='off'"
+            )
+        if saved.get('version') != VERSION:
+            raise ValueError(
+                f'the sparsity entry of the checkpoint has version '
+                f'{saved.get("version")!r}, this pelk_mm reads {VERSION}; resume with '
+                'the pelk_mm that wrote it'
+            )
+        if mode == 'auto':
+            # Entries without the mode are older than auto; the configs that have auto
+            # now were dynamic then.
+            mode = saved.get('mode', 'dynamic')
+            reason = 'the resumed run was'
+    elif mode == 'auto':
         mode = 'fixed' if is_sparse(zeros) else 'dynamic'
         reason = f'{zeros:.1%} of the weights that the training starts from are zero'
-    if mode == 'dynamic' and init != 'resume':
-        if is_sparse(zeros):
-            raise ValueError(
-                f'{zeros:.1%} of the weights that the training starts from are zero, '
-                'so they were trained sparse; keep the zeros with '
-                "mode='fixed' or 'auto', or start from them with init='resume'"
-            )
-        return Start(mode, init, reason=reason)
-    if not is_sparse(zeros):
+    drawn = mode == 'dynamic' and init != 'resume'
+    if resumed:
+        return Start(mode, 'checkpoint', 1 - sparsity if drawn else None, reason)
+    if drawn and is_sparse(zeros):
+        raise ValueError(
+            f'{zeros:.1%} of the weights that the training starts from are zero, so '
+            "they were trained sparse; keep the zeros with mode='fixed' or 'auto', or "
+            "start from them with init='resume'"
+        )
+    if not drawn and not is_sparse(zeros):
         raise ValueError(
             f'{zeros:.1%} of the weights are zero, so there is no sparsity to keep; '
             'load a checkpoint that was trained sparse (load_from or init_cfg), or '
             "set mode='dynamic' and init='snip'"
         )
-    return Start(mode, 'zeros', reason=reason)
+    return Start(mode, init if drawn else 'zeros', reason=reason)

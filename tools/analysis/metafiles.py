@@ -23,8 +23,8 @@ from pelk_mm.analysis.complexity import (
     uniform_density,
 )
 from pelk_mm.analysis.paper_table import TABLES
-from pelk_mm.configs import config_folder
 from pelk_mm.files import write_atomically
+from pelk_mm_cli import config_folder
 
 HEADER = (
     '# Written by tools/analysis/metafiles.py. Accuracies marked (paper) are the '

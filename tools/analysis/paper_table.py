@@ -14,7 +14,7 @@ def main() -> None:
     args = parser.parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
     from pelk_mm.analysis.paper_table import format_tables, replace_tables
-    from pelk_mm.configs import config_folder
+    from pelk_mm_cli import config_folder
 
     try:
         tables = format_tables(config_folder())

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from math import ceil
 from typing import Any, ClassVar
 
@@ -40,13 +39,6 @@ def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = num_batches_tracked
 
 
-def _checkpoint_contexts(
-    block: nn.Module,
-) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts of a block's forward pass and of its recomputation."""
-    return nullcontext(), _preserve_running_stats(block)
-
-
 def _refuse_released_names(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
 ) -> None:
@@ -77,16 +69,17 @@ class Stage(nn.Module):
         args = self.block_args()
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(
-                    block,
-                    x,
-                    *args,
-                    use_reentrant=False,
-                    context_fn=partial(_checkpoint_contexts, block),
-                )
+                x = self._run_checkpointed(block, x, *args)
             else:
                 x = block(x, *args)
         return x
+
+    @staticmethod
+    def _run_checkpointed(block: nn.Module, *args: Tensor) -> Tensor:
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), _preserve_running_stats(block)
+
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
 
 class LargeKernelBackbone(BaseModule):
@@ -115,9 +108,9 @@ class LargeKernelBackbone(BaseModule):
 
     #: Settings of each named architecture.
     arch_settings: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Keys that an ``arch`` dict must have, and those that it may have.
+    #: Keys that an ``arch`` dict must have, and defaults of those that it may have.
     required_keys: ClassVar[tuple[str, ...]] = ('channels', 'depths', 'kernel_sizes')
-    optional_keys: ClassVar[tuple[str, ...]] = ()
+    arch_defaults: ClassVar[dict[str, Any]] = {}
     #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
     blocks_per_layer: ClassVar[int] = 1
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
@@ -140,10 +133,8 @@ class LargeKernelBackbone(BaseModule):
         self.depths = tuple(depths)
         stages = len(self.channels)
         out_indices = tuple(out_indices)
-        if (
-            not out_indices
-            or any(i not in range(stages) for i in out_indices)
-            or list(out_indices) != sorted(set(out_indices))
+        if not out_indices or list(out_indices) != sorted(
+            set(out_indices) & set(range(stages))
         ):
             raise ValueError(
                 f'out_indices {out_indices} of {type(self).__name__} must be '
@@ -168,34 +159,29 @@ class LargeKernelBackbone(BaseModule):
         """Look up an ``arch`` name or check an ``arch`` dict.
 
         Returns:
-            The settings, a new dict.
+            The settings, a new dict with all keys.
 
         Raises:
             ValueError: If the name is unknown, a key is missing or unknown, or the
                 lists differ in length or hold anything but positive integers.
         """
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                raise ValueError(
-                    f'arch {arch!r} of {cls.__name__} is unknown; choose one of '
-                    f'{", ".join(cls.arch_settings)} or give a dict'
-                )
-            return dict(cls.arch_settings[arch])
+        if isinstance(arch, str) and arch in cls.arch_settings:
+            return cls.arch_defaults | cls.arch_settings[arch]
         if not isinstance(arch, dict):
+            what = 'unknown' if isinstance(arch, str) else 'neither a name nor a dict'
             raise ValueError(
-                f'arch {arch!r} of {cls.__name__} is neither a name nor a dict; choose '
-                f'one of {", ".join(cls.arch_settings)}'
+                f'arch {arch!r} of {cls.__name__} is {what}; choose one of '
+                f'{", ".join(cls.arch_settings)} or give a dict'
             )
-        unknown = set(arch) - {*cls.required_keys, *cls.optional_keys}
-        missing = set(cls.required_keys) - set(arch)
+        keys = *cls.required_keys, *cls.arch_defaults
+        missing = sorted(set(cls.required_keys) - set(arch))
+        unknown = sorted(set(arch) - set(keys))
         if unknown or missing:
+            problems = [f'lacks {missing}'] * bool(missing)
+            problems += [f'has unknown keys {unknown}'] * bool(unknown)
             raise ValueError(
-                f'arch dict of {cls.__name__} '
-                + ' and '.join(
-                    [f'lacks {sorted(missing)}'] * bool(missing)
-                    + [f'has unknown keys {sorted(unknown)}'] * bool(unknown)
-                )
-                + f'; it takes {", ".join(cls.required_keys + cls.optional_keys)}'
+                f'arch dict of {cls.__name__} {" and ".join(problems)}; it takes '
+                f'{", ".join(keys)}'
             )
         for key in LargeKernelBackbone.required_keys:
             if not isinstance(arch[key], (list, tuple)) or not all(
@@ -205,17 +191,14 @@ class LargeKernelBackbone(BaseModule):
                     f'{key} {arch[key]!r} in the arch dict of {cls.__name__} must be '
                     'a list of positive integers, one per stage'
                 )
-        lengths = {
-            key: len(value)
-            for key, value in arch.items()
-            if isinstance(value, (list, tuple))
-        }
+        lists = {k: v for k, v in arch.items() if isinstance(v, (list, tuple))}
+        lengths = {key: len(values) for key, values in lists.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f'arch dict of {cls.__name__} needs one value per stage in each list, '
                 f'got {lengths}'
             )
-        return dict(arch)
+        return cls.arch_defaults | arch
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of the stages in ``out_indices``.
@@ -259,14 +242,11 @@ class LargeKernelBackbone(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise; a pretrained checkpoint in released names is an error."""
-        init_cfgs = (
-            self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        )
-        for cfg in init_cfgs:
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        for cfg in cfgs:
             if cfg and cfg['type'] == 'Pretrained':
-                require_converted(
-                    cfg['checkpoint'], type(self).__name__, self.warm_start
-                )
+                name = type(self).__name__
+                require_converted(cfg['checkpoint'], name, self.warm_start)
         super().init_weights()
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
@@ -274,9 +254,9 @@ class LargeKernelBackbone(BaseModule):
         super().train(mode)
         if mode:
             self._freeze_stages()
-            if self.norm_eval:
-                for norm in batch_norms(self):
-                    norm.eval()
+        if self.norm_eval:
+            for norm in batch_norms(self):
+                norm.eval()
         return self
 
     def switch_to_deploy(self) -> None:

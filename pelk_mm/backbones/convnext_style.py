@@ -12,6 +12,14 @@ from pelk_mm.layers import ConvNeXtBlock, LayerNorm2d
 
 from .base import LargeKernelBackbone, Stage
 
+#: Channels and depths of ConvNeXt by size.
+SIZES = {
+    'tiny': ((96, 192, 384, 768), (3, 3, 9, 3)),
+    'small': ((96, 192, 384, 768), (3, 3, 27, 3)),
+    'base': ((128, 256, 512, 1024), (3, 3, 27, 3)),
+    'large': ((192, 384, 768, 1536), (3, 3, 27, 3)),
+}
+
 
 class ConvNeXtStyleBackbone(LargeKernelBackbone):
     """A pyramid of `ConvNeXtBlock` stages.
@@ -20,7 +28,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
     convolution of stride 2. A LayerNorm follows each output.
 
     Args:
-        settings: ``channels`` and ``depths`` (blocks) of each stage, and optionally
+        settings: ``channels`` and ``depths`` (blocks) of each stage, and
             ``width_factor``, which multiplies the channels and rounds them down.
         make_mixer: Makes a token mixer from the number of its stage and its width.
         make_stage: Makes a stage from its blocks; None for a plain `Stage`.
@@ -45,7 +53,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
         init_cfg: dict | list[dict] | None = None,
         **kwargs: Any,
     ) -> None:
-        factor = settings.get('width_factor', 1.0)
+        factor = settings['width_factor']
         channels = [int(width * factor) for width in settings['channels']]
         super().__init__(
             channels,

@@ -19,7 +19,7 @@ from pelk_mm.layers import (
 from pelk_mm.ops import box_sum
 
 from .base import Stage
-from .convnext_style import ConvNeXtStyleBackbone
+from .convnext_style import SIZES, ConvNeXtStyleBackbone
 
 
 class PeLKStage(Stage):
@@ -104,18 +104,17 @@ class PeLK(ConvNeXtStyleBackbone):
             central_radius=central_radius,
             width_factor=1.3,
         )
-        for size, channels, depths in (
-            ('tiny', (96, 192, 384, 768), (3, 3, 9, 3)),
-            ('small', (96, 192, 384, 768), (3, 3, 27, 3)),
-            ('base', (128, 256, 512, 1024), (3, 3, 27, 3)),
-        )
+        for size, (channels, depths) in SIZES.items()
+        if size != 'large'
         for suffix, kernel_sizes, central_radius in (
             ('', (51, 49, 47, 13), 2),
             ('-101', (101, 69, 67, 13), 3),
         )
     }
     required_keys = ('channels', 'depths', 'kernel_sizes', 'central_radius')
-    optional_keys = ('width_factor', 'conv_ratio', 'sharing_grids', 'small_kernel')
+    arch_defaults = dict(
+        width_factor=1, conv_ratio=3 / 8, sharing_grids=None, small_kernel=None
+    )
 
     def __init__(
         self,
@@ -125,14 +124,13 @@ class PeLK(ConvNeXtStyleBackbone):
     ) -> None:
         settings = self.resolve_arch(arch)
         grids = self._sharing_grids(settings)
-        conv_ratio = settings.get('conv_ratio', 3 / 8)
 
         def make_mixer(stage: int, width: int) -> PartialPeripheralConv2d:
             return PartialPeripheralConv2d(
                 width,
-                int(width * conv_ratio),
+                int(width * settings['conv_ratio']),
                 grids[stage],
-                settings.get('small_kernel'),
+                settings['small_kernel'],
                 norm_cfg,
                 self.deploy,
             )
@@ -148,18 +146,10 @@ class PeLK(ConvNeXtStyleBackbone):
 
     @staticmethod
     def _sharing_grids(settings: dict[str, Any]) -> list[tuple[int, ...]]:
-        kernel_sizes = settings['kernel_sizes']
-        if settings.get('sharing_grids') is not None:
-            return [
-                check_sharing_grid(grid, size)
-                for grid, size in zip(
-                    settings['sharing_grids'], kernel_sizes, strict=True
-                )
-            ]
+        sizes, grids = settings['kernel_sizes'], settings['sharing_grids']
+        if grids is not None:
+            return list(map(check_sharing_grid, grids, sizes))
         radii = settings['central_radius']
         if isinstance(radii, int):
-            radii = [radii] * len(kernel_sizes)
-        return [
-            make_sharing_grid(size, radius)
-            for size, radius in zip(kernel_sizes, radii, strict=True)
-        ]
+            radii = [radii] * len(sizes)
+        return list(map(make_sharing_grid, sizes, radii))

@@ -5,6 +5,7 @@ CNNs", CVPR 2022, https://arxiv.org/abs/2203.06717. Code and weights of the auth
 https://github.com/DingXiaoH/RepLKNet-pytorch.
 """
 
+from itertools import islice
 from typing import Any
 
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class RepLKNet(LargeKernelBackbone):
             dw_ratio=1.5,
         ),
     }
-    optional_keys = ('small_kernel', 'dw_ratio', 'ffn_ratio')
+    arch_defaults = dict(small_kernel=5, dw_ratio=1, ffn_ratio=4)
     blocks_per_layer = 2
 
     def __init__(
@@ -140,15 +141,12 @@ class RepLKNet(LargeKernelBackbone):
                     depthwise(width, stride=2),
                 )
             )
-            dw_width = int(width * settings.get('dw_ratio', 1))
-            ffn_width = int(width * settings.get('ffn_ratio', 4))
+            dw_width = int(width * settings['dw_ratio'])
+            ffn_width = int(width * settings['ffn_ratio'])
+            sizes = settings['kernel_sizes'][i], settings['small_kernel']
             blocks: list[nn.Module] = []
-            for rate in (next(rates) for _ in range(depth)):
-                convs = large_and_small(
-                    dw_width,
-                    settings['kernel_sizes'][i],
-                    settings.get('small_kernel', 5),
-                )
+            for rate in islice(rates, depth):
+                convs = large_and_small(dw_width, *sizes)
                 mixer = ReparamDepthwise(convs, norm_cfg, deploy or small_kernel_merged)
                 blocks += [
                     RepLKBlock(width, mixer, dw_width, norm_cfg, rate, deploy),

@@ -1,5 +1,6 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
@@ -213,11 +214,11 @@ class LargeKernelBackbone(BaseModule):
             ValueError: If the images are so small that a map would vanish.
         """
         outs = []
-        images = tuple(x.shape[-2:])
+        height, width = x.shape[-2:]
         for i in range(self.out_indices[-1] + 1):
             if min(x.shape[-2:]) < self.min_map_size(i):
                 raise ValueError(
-                    f'images of {images[0]} x {images[1]} pixels leave nothing for '
+                    f'images of {height} x {width} pixels leave nothing for '
                     f'stage {i} of {type(self).__name__}; pad them'
                 )
             x = self.stages[i](self.downsample_layers[i](x))
@@ -313,14 +314,14 @@ class LargeKernelBackbone(BaseModule):
             The layer, 0 for the stem, and the number of layers. Output norms and
             parameters outside the backbone are in the last one.
         """
-        num_layers = self._first_layer(len(self.depths)) + 1
+        last = self._first_layer(len(self.depths))
         part, stage, block = self._locate(param_name, prefix)
         if part is None:
-            return num_layers - 1, num_layers
+            return last, last + 1
         if part == 'downsample_layers' and stage == 0:
-            return 0, num_layers
+            return 0, last + 1
         layer = self._first_layer(stage) + block // self.blocks_per_layer // 3
-        return layer, num_layers
+        return layer, last + 1
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Like `get_layer_depth`, but the same for all blocks of a stage.
@@ -329,11 +330,10 @@ class LargeKernelBackbone(BaseModule):
         are layer 0, stage i is layer i + 1, and the number of layers is that of
         `get_layer_depth`.
         """
-        num_layers = self._first_layer(len(self.depths)) + 1
+        last = self._first_layer(len(self.depths))
         part, stage, _ = self._locate(param_name, prefix)
-        if part is None:
-            return num_layers - 1, num_layers
-        return (stage + 1 if part == 'stages' else 0), num_layers
+        layer = {None: last, 'downsample_layers': 0, 'stages': stage + 1}[part]
+        return layer, last + 1
 
     def _drop_path_rates(self, last: float) -> Iterator[float]:
         """Rates of the layers from first to last, rising linearly from 0.
@@ -351,11 +351,8 @@ class LargeKernelBackbone(BaseModule):
     @staticmethod
     def _locate(param_name: str, prefix: str) -> tuple[str | None, int, int]:
         """Part, stage and block of a parameter; part None if in neither list."""
-        parts = param_name.removeprefix(prefix).split('.')
-        if not param_name.startswith(prefix) or parts[0] not in (
-            'downsample_layers',
-            'stages',
-        ):
+        pattern = r'(downsample_layers|stages)\.(\d+)\.(?:blocks\.(\d+)\.)?'
+        match = re.match(re.escape(prefix) + pattern, param_name)
+        if match is None:
             return None, 0, 0
-        block = int(parts[3]) if parts[2] == 'blocks' else 0
-        return parts[0], int(parts[1]), block
+        return match[1], int(match[2]), int(match[3] or 0)

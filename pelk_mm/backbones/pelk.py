@@ -81,10 +81,7 @@ class PeLK(ConvNeXtStyleBackbone):
             parallel dense kernel, default None).
         norm_cfg: Norm after each convolution of the token mixer, or None for none.
             The paper names none; a BatchNorm cancels the positional embedding.
-        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
-            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
-            `LargeKernelBackbone`.
+        kwargs: Arguments of `ConvNeXtStyleBackbone` from ``in_channels`` on.
 
     Raises:
         ValueError: If an argument is out of its range, a kernel size is even, or a
@@ -135,14 +132,13 @@ class PeLK(ConvNeXtStyleBackbone):
                 self.deploy,
             )
 
-        super().__init__(
-            settings,
-            make_mixer,
-            lambda blocks: PeLKStage(blocks, self.with_cp, self.deploy),
-            **kwargs,
-        )
+        super().__init__(settings, make_mixer, **kwargs)
         # An arch of the user's own takes its sizes from the checkpoint.
         self.warm_start = f'pelk-{arch}' if isinstance(arch, str) else 'pelk'
+
+    def make_stage(self, blocks: Sequence[nn.Module]) -> PeLKStage:
+        """Make a stage, with one positional embedding, from its blocks."""
+        return PeLKStage(blocks, self.with_cp, self.deploy)
 
     @staticmethod
     def _sharing_grids(settings: dict[str, Any]) -> list[tuple[int, ...]]:

@@ -32,10 +32,7 @@ class SLaK(ConvNeXtStyleBackbone):
         norm_cfg: Norm after each convolution of the token mixer, or None for none.
         small_kernel_merged: Whether the token mixers alone are built in their
             deployment form, as in released models that were merged.
-        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
-            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
-            `LargeKernelBackbone`.
+        kwargs: Arguments of `ConvNeXtStyleBackbone` from ``in_channels`` on.
 
     Raises:
         ValueError: If an argument is out of its range, a kernel size is even, or the

@@ -32,11 +32,11 @@ from .records import (
     Record,
     assemble,
     compare_with_backbone,
-    find_problems,
     in_progress,
     rename_backbone,
     replace_by_pelk,
     split_parts,
+    summarise,
     tensors_by_name,
     with_fate,
 )
@@ -146,11 +146,11 @@ def _convert(
     density, densities = _measure_density(weights)
     errors: list[float] = []
     if warm_start:
-        so_far = Report('', backbone=backbone, **find_problems(records))
-        if not so_far.complete:
+        so_far = Report('', backbone=backbone, **summarise(records))
+        problems = so_far.summarise_problems()
+        if problems:
             raise CheckpointError(
-                'PeLK starts from complete weights only, and '
-                + so_far.summarise_problems()
+                f'PeLK starts from complete weights only, and {problems}'
             )
         pelk_arch = warm_start.removeprefix('pelk').lstrip('-')
         start = start_pelk(weights, backbone, pelk_arch)
@@ -159,16 +159,11 @@ def _convert(
     if official:
         rename_backbone(records, family, to_released)
     records = assemble(records, prefix)
-    converted = with_fate(records, Fate.CONVERTED)
     return records, Report(
         source='',
         family=family,
         backbone=backbone,
-        whole=any(record.in_head for record in converted),
-        converted={r.name: r.source for r in converted},
-        dropped={r.source: r.reason for r in with_fate(records, Fate.DROPPED)},
-        initial={r.name: r.reason for r in with_fate(records, Fate.INITIAL)},
-        **find_problems(records),
+        **summarise(records),
         densities=densities,
         density=density,
         projection_errors=errors,
@@ -188,10 +183,9 @@ def _measure_density(tensors: dict[str, Tensor]) -> tuple[float, dict[str, float
 
 def _meta(meta: dict[str, Any], report: Report) -> dict[str, Any]:
     """Notes for the result: where it comes from, and the classes of the source."""
+    file = Path(report.source).name
     notes: dict[str, Any] = dict(
-        source=dict(
-            file=Path(report.source).name, sha256=report.sha256, key=report.key
-        ),
+        source=dict(file=file, sha256=report.sha256, key=report.key),
         pelk_mm_version=__version__,
         backbone=report.backbone,
     )

@@ -2,13 +2,14 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.checkpoints.files import (
@@ -66,11 +67,11 @@ def deploy_checkpoint(
     out = Path(out)
     check_destination(out, force)
     cfg, model, backbone = _build(Path(config))
-    content = _load(checkpoint)
-    _fill(model, content['state_dict'], checkpoint)
+    weights, meta = _load(checkpoint)
+    _fill(model, weights, checkpoint)
     report = _switch(backbone)
     cfg.model.backbone.deploy = True
-    meta = {**content['meta'], 'cfg': cfg.pretty_text, DEPLOYED: True}
+    meta = {**meta, 'cfg': cfg.pretty_text, DEPLOYED: True}
     write_checkpoint(out, model.state_dict(), meta)
     return report
 
@@ -110,41 +111,36 @@ def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
     return cfg, model.eval(), backbone
 
 
-def _load(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content with its weights under ``state_dict``."""
+def _load(path: str | Path) -> tuple[Mapping[Any, Any], dict[str, Any]]:
+    """Weights and notes of a checkpoint."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise CheckpointError(
             f'{path} holds a {type(content).__name__}, not a state dict'
         )
     key, weights = find_weights(content, ('state_dict',))
-    if key is None:
-        content = {'state_dict': weights}
-    content['meta'] = content.get('meta') or {}
-    if content['meta'].get(DEPLOYED):
+    meta = (content.get('meta') if key else None) or {}
+    if meta.get(DEPLOYED):
         raise CheckpointError(
             f'{path} is in its deployment form already; nothing to do'
         )
-    return content
+    return weights, meta
 
 
 def _fill(
-    model: nn.Module, state_dict: dict[str, Tensor], checkpoint: str | Path
+    model: nn.Module, state_dict: Mapping[Any, Any], checkpoint: str | Path
 ) -> None:
     """Load a state dict that must have exactly the model's names and shapes."""
-    own = model.state_dict()
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name: getattr(v, 'shape', None) for name, v in state_dict.items()}
     problems = {
-        'missing': sorted(set(own) - set(state_dict)),
-        'unexpected': sorted(set(state_dict) - set(own)),
-        'wrongly shaped': [
-            name
-            for name in sorted(set(own) & set(state_dict))
-            if getattr(state_dict[name], 'shape', None) != own[name].shape
-        ],
+        'missing': own.keys() - given.keys(),
+        'unexpected': given.keys() - own.keys(),
+        'wrongly shaped': {n for n in own.keys() & given.keys() if own[n] != given[n]},
     }
     for what, names in problems.items():
         if names:
-            shown = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
+            shown = ', '.join(map(str, sorted(names)[:3])) + ', ...' * (len(names) > 3)
             raise CheckpointError(
                 f'{checkpoint} does not fit the config: {len(names)} {what} '
                 f'tensor{"s" * (len(names) > 1)} ({shown}); give the config that it '

@@ -107,7 +107,7 @@ class _Layout:
         return [kernel for kernel in kernels if kernel]
 
     def small_kernel(self) -> int | None:
-        """Size of the small kernel; None if there is none."""
+        """Size of the dense form's small kernel, which a merged model does not show."""
         kernel = self.kernel(0, 'small')
         return kernel[2] if kernel else None
 
@@ -146,12 +146,13 @@ def _slak(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
             f'{settings["channels"]}; if it is the deployment form of a PeLK, it needs '
             'no conversion'
         )
-    if layout.has(f'mixer.{branch}.weight'):
+    merged = layout.has(f'mixer.{branch}.weight')
+    if merged:
         cfg['small_kernel_merged'] = True
     if decomposed:
         return settings | dict(small_kernel=kernels[0][3])
-    settings['decomposed'] = False
-    return _with_small_kernel(layout, cfg, settings)
+    small = {} if merged else dict(small_kernel=layout.small_kernel())
+    return settings | small | dict(decomposed=False)
 
 
 def _replknet(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -159,30 +160,22 @@ def _replknet(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     channels = _channels(layout, cfg, *names)
     kernels = layout.large_kernels('large', step=2)
     hidden = layout.require('stages.0.blocks.1.pointwise_conv1.conv.weight')[0]
-    if layout.has('mixer.large.weight'):
-        cfg['small_kernel_merged'] = True
-    settings = dict(
+    settings: dict[str, Any] = dict(
         channels=channels,
         depths=[-(-blocks // 2) for blocks in layout.blocks],
         kernel_sizes=[kernel[2] for kernel in kernels],
         dw_ratio=kernels[0][0] / channels[0],
         ffn_ratio=hidden / channels[0],
     )
-    settings = _with_small_kernel(layout, cfg, settings)
+    if layout.has('mixer.large.weight'):
+        cfg['small_kernel_merged'] = True
+    else:
+        settings['small_kernel'] = layout.small_kernel()
     # The classifier of XL has no output norms, but every dense-prediction model of
     # it has.
     if 'norm0.weight' in layout.shapes or simplify_arch('replknet', settings) == 'XL':
         cfg['norm_intermediate_features'] = True
     return settings
-
-
-def _with_small_kernel(
-    layout: _Layout, cfg: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Add the dense form's small kernel, which a merged model does not show."""
-    if 'small_kernel_merged' in cfg:
-        return settings
-    return settings | dict(small_kernel=layout.small_kernel())
 
 
 def _pelk(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:

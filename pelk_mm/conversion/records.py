@@ -89,9 +89,14 @@ def tensors_by_name(records: Iterable[Record]) -> dict[str, Tensor]:
     return {r.name: r.tensor for r in converted if r.tensor is not None}
 
 
-def find_problems(records: list[Record]) -> dict[str, Any]:
-    """What keeps a conversion from being complete, by the attributes of `Report`."""
+def summarise(records: list[Record]) -> dict[str, Any]:
+    """What became of the tensors, by the attributes of `Report`."""
+    converted = with_fate(records, Fate.CONVERTED)
     return dict(
+        whole=any(record.in_head for record in converted),
+        converted={r.name: r.source for r in converted},
+        dropped={r.source: r.reason for r in with_fate(records, Fate.DROPPED)},
+        initial={r.name: r.reason for r in with_fate(records, Fate.INITIAL)},
         missing=[r.name for r in with_fate(records, Fate.MISSING)],
         unknown=[r.source for r in with_fate(records, Fate.UNKNOWN)],
         mismatched={
@@ -174,16 +179,13 @@ def compare_with_backbone(records: list[Record], backbone: dict[str, Any]) -> No
     # Heads were trained on the norms' outputs: without them the source is damaged.
     is_classifier = norms.isdisjoint(body) and not any(r.in_head for r in records)
     for name in (name for name in expected if name not in body):
-        record = Record(name, fate=Fate.MISSING)
+        reason = ''
         if is_classifier and name in norms:
-            record.settle(
-                Fate.INITIAL, 'an output norm, which a classifier does not have'
-            )
+            reason = 'an output norm, which a classifier does not have'
         elif name.endswith('num_batches_tracked'):
-            record.settle(
-                Fate.INITIAL, 'a counter that checkpoints before PyTorch 0.4 lack'
-            )
-        records.append(record)
+            reason = 'a counter that checkpoints before PyTorch 0.4 lack'
+        fate = Fate.INITIAL if reason else Fate.MISSING
+        records.append(Record(name, fate=fate, reason=reason))
 
 
 def replace_by_pelk(records: list[Record], start: WarmStart) -> list[Record]:

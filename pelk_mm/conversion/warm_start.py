@@ -187,11 +187,11 @@ def _folded_ffn(tensors: Mapping[str, Tensor], source: str, target: str) -> Made
 
 def _dense_kernel(tensors: Mapping[str, Tensor], mixer: str) -> Tensor:
     """Sum a token mixer's branches to one kernel, (C, 1, K, K) in float64."""
-    kernels = []
-    for branch in ('vertical', 'horizontal', 'large', 'small'):
-        if _names(tensors, f'{mixer}{branch}.'):
-            weight, _ = _folded(tensors, f'{mixer}{branch}.')
-            kernels.append(weight.double())
+    kernels = [
+        _folded(tensors, f'{mixer}{branch}.')[0].double()
+        for branch in ('vertical', 'horizontal', 'large', 'small')
+        if _names(tensors, f'{mixer}{branch}.')
+    ]
     size = max(kernel.shape[-1] for kernel in kernels)
     total = kernels[0].new_zeros(len(kernels[0]), 1, size, size)
     for kernel in kernels:

@@ -224,10 +224,9 @@ def replace_tables(page: Path, tables: str) -> None:
         FileNotFoundError: If there is no such page.
         ValueError: If the page lacks a mark.
     """
-    text = page.read_text()
-    if BEGIN not in text or END not in text:
+    between = re.compile(f'(?<={BEGIN}).*?(?={END})', re.DOTALL)
+    text, found = between.subn(lambda _: f'\n\n{tables}\n', page.read_text(), count=1)
+    if not found:
         raise ValueError(f'{page} lacks the lines {BEGIN} and {END}')
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
     with write_atomically(page) as temporary:
-        temporary.write_text(f'{before}{BEGIN}\n\n{tables}\n{END}{after}')
+        temporary.write_text(text)

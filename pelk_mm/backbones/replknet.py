@@ -125,27 +125,20 @@ class RepLKNet(LargeKernelBackbone):
             return conv_norm(width, width, 3, stride, groups=width)
 
         rates = self._drop_path_rates(drop_path_rate)
-        for i, (width, depth) in enumerate(
-            zip(self.channels, self.depths, strict=True)
-        ):
-            self.downsample_layers.append(
-                ReLUSequential(
-                    conv_norm(in_channels, width, 3, stride=2),
-                    depthwise(width, stride=1),
-                    conv_norm(width, width, 1),
-                    depthwise(width, stride=2),
-                )
-                if i == 0
-                else ReLUSequential(
-                    conv_norm(self.channels[i - 1], width, 1),
-                    depthwise(width, stride=2),
-                )
-            )
+        in_widths = (self.channels[0], *self.channels)  # the stem has its own already
+        for i, width in enumerate(self.channels):
+            downsample: list[nn.Module] = []
+            if i == 0:
+                downsample.append(conv_norm(in_channels, width, 3, stride=2))
+                downsample.append(depthwise(width, stride=1))
+            downsample.append(conv_norm(in_widths[i], width, 1))
+            downsample.append(depthwise(width, stride=2))
+            self.downsample_layers.append(ReLUSequential(*downsample))
             dw_width = int(width * settings['dw_ratio'])
             ffn_width = int(width * settings['ffn_ratio'])
             sizes = settings['kernel_sizes'][i], settings['small_kernel']
             blocks: list[nn.Module] = []
-            for rate in islice(rates, depth):
+            for rate in islice(rates, self.depths[i]):
                 convs = large_and_small(dw_width, *sizes)
                 mixer = ReparamDepthwise(convs, norm_cfg, deploy or small_kernel_merged)
                 blocks += [

@@ -177,17 +177,14 @@ def rename(name: str, family: str, to_released: bool = False) -> str | None:
     Raises:
         ValueError: If there are no released models of that family.
     """
-    rules = rules_for(family)
-    return _translate(
-        name, ((ours, theirs) for theirs, ours in rules) if to_released else rules
-    )
+    rules: Iterable[Rule] = rules_for(family)
+    if to_released:
+        rules = ((ours, theirs) for theirs, ours in rules)
+    return _translate(name, rules)
 
 
 def rename_head(name: str) -> str | None:
-    """Translate a name outside the backbone to that of mmseg 1.x and mmdet 3.x.
-
-    Args:
-        name: Its name in a whole model of mmseg 0.x or mmdet 2.x.
+    """Translate a name of mmseg 0.x or mmdet 2.x to that of mmseg 1.x or mmdet 3.x.
 
     Returns:
         The new name, or None if it belongs to no head or neck.

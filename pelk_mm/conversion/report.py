@@ -5,15 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from pelk_mm.checkpoints.files import write_output
-
-Item = TypeVar('Item')
+from pelk_mm.checkpoints.files import Item, write_output
 
 #: How many names of a list are shown; a JSON report has all of them.
 SHOWN = 4

@@ -30,11 +30,8 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.pre_norm: nn.Module | None = None
         if pre_norm:
-            if not (
-                isinstance(conv, nn.Conv2d)
-                and conv.kernel_size == (1, 1)
-                and conv.padding == (0, 0)
-                and conv.groups == 1
+            if not isinstance(conv, nn.Conv2d) or (
+                (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1)
             ):
                 raise ValueError(
                     f'pre_norm needs a plain 1 x 1 convolution, not {conv}'

@@ -57,12 +57,10 @@ def checkpoint_density(state_dict: Mapping[str, Tensor], model: nn.Module) -> De
             has it in another shape.
     """
     state_dict = {key.removeprefix('module.'): v for key, v in state_dict.items()}
+    expected = dict(model.named_parameters())
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = {f'backbone.{key}': value for key, value in state_dict.items()}
-        backbone = model.get_submodule('backbone')
-        expected = {f'backbone.{k}': p for k, p in backbone.named_parameters()}
-    else:
-        expected = dict(model.named_parameters())
+        expected = {k: p for k, p in expected.items() if k.startswith('backbone.')}
     for name, parameter in expected.items():
         found = tuple(state_dict[name].shape) if name in state_dict else 'none'
         if found != tuple(parameter.shape):

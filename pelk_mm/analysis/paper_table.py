@@ -54,7 +54,7 @@ class Row:
 
 
 def _config_rows(source: str, *rows: tuple[Any, ...]) -> list[Row]:
-    """Rows of which the model's name makes that of our config; in braces, it goes."""
+    """Rows whose source has the model's name, in our spelling, at the braces."""
     return [
         Row(name, source.format(re.sub('[- ]', '_', name.lower())), *rest)
         for name, *rest in rows

@@ -234,12 +234,9 @@ class LargeKernelBackbone(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        for part in (
-            *self.downsample_layers[: max(self.frozen_stages, 1)],
-            *self.stages[: self.frozen_stages],
-        ):
-            part.eval()
-            part.requires_grad_(False)
+        downsample_layers = self.downsample_layers[: max(self.frozen_stages, 1)]
+        for part in (*downsample_layers, *self.stages[: self.frozen_stages]):
+            part.eval().requires_grad_(False)
 
     def init_weights(self) -> None:
         """Initialise; a pretrained checkpoint in released names is an error."""
@@ -273,10 +270,8 @@ class LargeKernelBackbone(BaseModule):
                 nothing is changed then.
         """
         if self.deploy:
-            print_log(
-                f'{type(self).__name__} is in its deployment form already.',
-                logger='current',
-            )
+            kind = type(self).__name__
+            print_log(f'{kind} is in its deployment form already.', logger='current')
             return
         for name, module in self.named_modules():
             if isinstance(module, ConvNorm):

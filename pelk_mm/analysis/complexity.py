@@ -8,7 +8,8 @@ largest models would have to be run with real weights.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import Any
 
 import torch
@@ -56,15 +57,13 @@ def checkpoint_density(state_dict: Mapping[str, Tensor], model: nn.Module) -> De
             has it in another shape.
     """
     state_dict = {key.removeprefix('module.'): v for key, v in state_dict.items()}
+    expected = dict(model.named_parameters())
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = {f'backbone.{key}': value for key, value in state_dict.items()}
-        backbone = model.get_submodule('backbone')
-        expected = {f'backbone.{k}': p for k, p in backbone.named_parameters()}
-    else:
-        expected = dict(model.named_parameters())
+        expected = {k: p for k, p in expected.items() if k.startswith('backbone.')}
     for name, parameter in expected.items():
-        if name not in state_dict or state_dict[name].shape != parameter.shape:
-            found = tuple(state_dict[name].shape) if name in state_dict else 'none'
+        found = tuple(state_dict[name].shape) if name in state_dict else 'none'
+        if found != tuple(parameter.shape):
             raise ValueError(
                 f'the checkpoint does not fit the config: {name} has shape '
                 f'{tuple(parameter.shape)} in the model, {found} in the checkpoint; '
@@ -100,14 +99,10 @@ class _Probe(nn.Module):
                 getattr(model, head)(maps)
         if hasattr(model, 'roi_head'):
             for head in model.roi_head.bbox_head:
-                head(_regions(x, BOX_REGIONS, head.in_channels, head.roi_feat_size[0]))
-            size = model.roi_head.mask_roi_extractor[0].roi_layers[0].output_size[0]
+                head(x.new_empty(BOX_REGIONS, head.in_channels, *head.roi_feat_size))
+            size = model.roi_head.mask_roi_extractor[0].roi_layers[0].output_size
             for head in model.roi_head.mask_head:
-                head(_regions(x, MASK_REGIONS, head.in_channels, size))
-
-
-def _regions(x: Tensor, count: int, channels: int, size: int) -> Tensor:
-    return x.new_empty(count, channels, size, size)
+                head(x.new_empty(MASK_REGIONS, head.in_channels, *size))
 
 
 def _expanded_flops(
@@ -121,15 +116,14 @@ def _expanded_flops(
     return 2 * x_shape.numel() * sum(sharing_grid) ** 2
 
 
-#: Operators that a way of counting counts differently from their registered formulas.
+#: Operators that the papers count differently from their registered formulas.
 AS_PAPERS = {torch.ops.pelk_mm.peripheral_conv2d: _expanded_flops}
-AS_COMPUTED: dict[Any, Callable[..., int]] = {}
 
 
 def count_multiply_adds(
     model: nn.Module,
     shape: tuple[int, int],
-    formulas: Mapping[Any, Callable[..., int]] = AS_COMPUTED,
+    formulas: Mapping[Any, Callable[..., int]] | None = None,
 ) -> dict[str, int]:
     """Multiply-adds of each module in one inference, its children's included.
 
@@ -137,15 +131,15 @@ def count_multiply_adds(
         model: A segmenter, a detector, or a module with a ``backbone`` and perhaps a
             ``head``, on the meta device.
         shape: Height and width of the image.
-        formulas: FLOPs of operators (two per multiply-add) that are counted
-            differently from their registered formulas.
+        formulas: FLOPs of operators (two per multiply-add), where they are not to be
+            counted by their registered formulas.
 
     Returns:
         Counts by the module's name; modules that did not run are missing.
     """
     probe = _Probe(model).eval()
     image = torch.empty(1, 3, *shape, device='meta')
-    counter = FlopCounterMode(display=False, custom_mapping=dict(formulas))
+    counter = FlopCounterMode(display=False, custom_mapping=dict(formulas or {}))
     with torch.no_grad(), counter:
         probe(image)
     prefix = f'{type(probe).__name__}.model.'
@@ -173,12 +167,7 @@ class Complexity:
     computed: float = 0.0
 
     def __add__(self, other: 'Complexity') -> 'Complexity':
-        return Complexity(
-            self.parameters + other.parameters,
-            self.nonzeros + other.nonzeros,
-            self.paper + other.paper,
-            self.computed + other.computed,
-        )
+        return Complexity(*map(add, astuple(self), astuple(other)))
 
 
 def component_of(name: str) -> str:
@@ -211,11 +200,8 @@ def complexity(
     computed = count_multiply_adds(model, shape)
     for name, size in sizes.items():
         # A list of heads does not run itself.
-        parts = (
-            [name]
-            if name in computed
-            else [key for key in computed if key.rpartition('.')[0] == name]
-        )
+        children = [key for key in computed if key.rpartition('.')[0] == name]
+        parts = [name] if name in computed else children
         size.computed = sum(computed[part] for part in parts)
         size.paper = sum(as_papers[part] for part in parts)
     for name, count in as_papers.items():
@@ -267,9 +253,9 @@ def format_complexity(sizes: Mapping[str, Complexity]) -> str:
         '| as computed here |',
         '|---|--:|--:|--:|--:|',
     ]
-    for name, size in {**sizes, 'all': total(sizes)}.items():
-        lines.append(
-            f'| {name} | {size.parameters / 1e6:.2f} M | {size.nonzeros / 1e6:.2f} M '
-            f'| {size.paper / 1e9:.2f} G | {size.computed / 1e9:.2f} G |'
-        )
+    lines += [
+        f'| {name} | {size.parameters / 1e6:.2f} M | {size.nonzeros / 1e6:.2f} M '
+        f'| {size.paper / 1e9:.2f} G | {size.computed / 1e9:.2f} G |'
+        for name, size in {**sizes, 'all': total(sizes)}.items()
+    ]
     return '\n'.join(lines)

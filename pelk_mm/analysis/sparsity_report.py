@@ -31,6 +31,11 @@ class Layer:
     active: int | None
 
     @property
+    def shape(self) -> str:
+        """Lengths of the axes, in words."""
+        return ' x '.join(map(str, self.weight.shape))
+
+    @property
     def size(self) -> int:
         """Number of weights."""
         return self.weight.numel()
@@ -39,11 +44,6 @@ class Layer:
     def nonzero(self) -> int:
         """Number of weights that are not zero."""
         return int(self.weight.count_nonzero())
-
-    @property
-    def density(self) -> float:
-        """Share of the weights that are not zero."""
-        return self.nonzero / self.size
 
 
 def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
@@ -84,23 +84,19 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
 
 def format_table(layers: Sequence[Layer]) -> str:
     """One line per layer and one for all of them."""
-    width = max(len('layer'), *(len(layer.name) for layer in layers))
+    size, nonzero = _count(layers)
+    rows: list[tuple[str, str, int, int]] = [
+        *((each.name, each.shape, each.size, each.nonzero) for each in layers),
+        ('all', f'{len(layers)} layers', size, nonzero),
+    ]
+    width = max(len('layer'), *(len(name) for name, *_ in rows))
     lines = [
         f'{"layer":{width}}  {"shape":>18}  {"weights":>11}  {"non-zero":>11}  density'
     ]
-
-    def line(name: str, shape: str, size: int, nonzero: int) -> str:
-        return (
-            f'{name:{width}}  {shape:>18}  {size:>11,}  {nonzero:>11,}  '
-            f'{nonzero / size:7.4f}'
-        )
-
-    for layer in layers:
-        shape = ' x '.join(map(str, layer.weight.shape))
-        lines.append(line(layer.name, shape, layer.size, layer.nonzero))
-    size = sum(layer.size for layer in layers)
-    nonzero = sum(layer.nonzero for layer in layers)
-    lines.append(line('all', f'{len(layers)} layers', size, nonzero))
+    lines += [
+        f'{name:{width}}  {shape:>18}  {n:>11,}  {left:>11,}  {left / n:7.4f}'
+        for name, shape, n, left in rows
+    ]
     if any(layer.active is not None for layer in layers):
         promised = sum(
             layer.size if layer.active is None else layer.active for layer in layers
@@ -110,6 +106,11 @@ def format_table(layers: Sequence[Layer]) -> str:
             f'The masks leave {promised:,} weights active; {verdict} not zero.'
         )
     return '\n'.join(lines)
+
+
+def _count(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Number of weights of all layers, and of those that are not zero."""
+    return sum(layer.size for layer in layers), sum(layer.nonzero for layer in layers)
 
 
 def draw_histograms(layers: Sequence[Layer], path: Path, title: str) -> None:
@@ -124,12 +125,10 @@ def draw_histograms(layers: Sequence[Layer], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     densities, magnitudes = figure.subplots(1, 2)
-    densities.hist(
-        [layer.density for layer in layers], bins=25, range=(0, 1), color=BLUE
-    )
-    overall = sum(layer.nonzero for layer in layers) / sum(
-        layer.size for layer in layers
-    )
+    shares = [layer.nonzero / layer.size for layer in layers]
+    densities.hist(shares, bins=25, range=(0, 1), color=BLUE)
+    size, nonzero = _count(layers)
+    overall = nonzero / size
     densities.axvline(overall, color=ORANGE, label=f'overall {overall:.4f}')
     densities.set(xlabel='density', ylabel='layers')
     densities.legend()

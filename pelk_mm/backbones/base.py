@@ -1,8 +1,8 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from math import ceil
 from typing import Any, ClassVar
 
@@ -40,13 +40,6 @@ def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = num_batches_tracked
 
 
-def _checkpoint_contexts(
-    block: nn.Module,
-) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts of a block's forward pass and of its recomputation."""
-    return nullcontext(), _preserve_running_stats(block)
-
-
 def _refuse_released_names(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
 ) -> None:
@@ -77,16 +70,17 @@ class Stage(nn.Module):
         args = self.block_args()
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(
-                    block,
-                    x,
-                    *args,
-                    use_reentrant=False,
-                    context_fn=partial(_checkpoint_contexts, block),
-                )
+                x = self._run_checkpointed(block, x, *args)
             else:
                 x = block(x, *args)
         return x
+
+    @staticmethod
+    def _run_checkpointed(block: nn.Module, *args: Tensor) -> Tensor:
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), _preserve_running_stats(block)
+
+        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
 
 class LargeKernelBackbone(BaseModule):
@@ -115,9 +109,9 @@ class LargeKernelBackbone(BaseModule):
 
     #: Settings of each named architecture.
     arch_settings: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Keys that an ``arch`` dict must have, and those that it may have.
+    #: Keys that an ``arch`` dict must have, and defaults of those that it may have.
     required_keys: ClassVar[tuple[str, ...]] = ('channels', 'depths', 'kernel_sizes')
-    optional_keys: ClassVar[tuple[str, ...]] = ()
+    arch_defaults: ClassVar[dict[str, Any]] = {}
     #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
     blocks_per_layer: ClassVar[int] = 1
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
@@ -140,10 +134,8 @@ class LargeKernelBackbone(BaseModule):
         self.depths = tuple(depths)
         stages = len(self.channels)
         out_indices = tuple(out_indices)
-        if (
-            not out_indices
-            or any(i not in range(stages) for i in out_indices)
-            or list(out_indices) != sorted(set(out_indices))
+        if not out_indices or list(out_indices) != sorted(
+            set(out_indices) & set(range(stages))
         ):
             raise ValueError(
                 f'out_indices {out_indices} of {type(self).__name__} must be '
@@ -168,34 +160,29 @@ class LargeKernelBackbone(BaseModule):
         """Look up an ``arch`` name or check an ``arch`` dict.
 
         Returns:
-            The settings, a new dict.
+            The settings, a new dict with all keys.
 
         Raises:
             ValueError: If the name is unknown, a key is missing or unknown, or the
                 lists differ in length or hold anything but positive integers.
         """
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                raise ValueError(
-                    f'arch {arch!r} of {cls.__name__} is unknown; choose one of '
-                    f'{", ".join(cls.arch_settings)} or give a dict'
-                )
-            return dict(cls.arch_settings[arch])
+        if isinstance(arch, str) and arch in cls.arch_settings:
+            return cls.arch_defaults | cls.arch_settings[arch]
         if not isinstance(arch, dict):
+            what = 'unknown' if isinstance(arch, str) else 'neither a name nor a dict'
             raise ValueError(
-                f'arch {arch!r} of {cls.__name__} is neither a name nor a dict; choose '
-                f'one of {", ".join(cls.arch_settings)}'
+                f'arch {arch!r} of {cls.__name__} is {what}; choose one of '
+                f'{", ".join(cls.arch_settings)} or give a dict'
             )
-        unknown = set(arch) - {*cls.required_keys, *cls.optional_keys}
-        missing = set(cls.required_keys) - set(arch)
+        keys = *cls.required_keys, *cls.arch_defaults
+        missing = sorted(set(cls.required_keys) - set(arch))
+        unknown = sorted(set(arch) - set(keys))
         if unknown or missing:
+            problems = [f'lacks {missing}'] * bool(missing)
+            problems += [f'has unknown keys {unknown}'] * bool(unknown)
             raise ValueError(
-                f'arch dict of {cls.__name__} '
-                + ' and '.join(
-                    [f'lacks {sorted(missing)}'] * bool(missing)
-                    + [f'has unknown keys {sorted(unknown)}'] * bool(unknown)
-                )
-                + f'; it takes {", ".join(cls.required_keys + cls.optional_keys)}'
+                f'arch dict of {cls.__name__} {" and ".join(problems)}; it takes '
+                f'{", ".join(keys)}'
             )
         for key in LargeKernelBackbone.required_keys:
             if not isinstance(arch[key], (list, tuple)) or not all(
@@ -205,17 +192,14 @@ class LargeKernelBackbone(BaseModule):
                     f'{key} {arch[key]!r} in the arch dict of {cls.__name__} must be '
                     'a list of positive integers, one per stage'
                 )
-        lengths = {
-            key: len(value)
-            for key, value in arch.items()
-            if isinstance(value, (list, tuple))
-        }
+        lists = {k: v for k, v in arch.items() if isinstance(v, (list, tuple))}
+        lengths = {key: len(values) for key, values in lists.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f'arch dict of {cls.__name__} needs one value per stage in each list, '
                 f'got {lengths}'
             )
-        return dict(arch)
+        return cls.arch_defaults | arch
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of the stages in ``out_indices``.
@@ -230,11 +214,11 @@ class LargeKernelBackbone(BaseModule):
             ValueError: If the images are so small that a map would vanish.
         """
         outs = []
-        images = tuple(x.shape[-2:])
+        height, width = x.shape[-2:]
         for i in range(self.out_indices[-1] + 1):
             if min(x.shape[-2:]) < self.min_map_size(i):
                 raise ValueError(
-                    f'images of {images[0]} x {images[1]} pixels leave nothing for '
+                    f'images of {height} x {width} pixels leave nothing for '
                     f'stage {i} of {type(self).__name__}; pad them'
                 )
             x = self.stages[i](self.downsample_layers[i](x))
@@ -250,23 +234,17 @@ class LargeKernelBackbone(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        for part in (
-            *self.downsample_layers[: max(self.frozen_stages, 1)],
-            *self.stages[: self.frozen_stages],
-        ):
-            part.eval()
-            part.requires_grad_(False)
+        downsample_layers = self.downsample_layers[: max(self.frozen_stages, 1)]
+        for part in (*downsample_layers, *self.stages[: self.frozen_stages]):
+            part.eval().requires_grad_(False)
 
     def init_weights(self) -> None:
         """Initialise; a pretrained checkpoint in released names is an error."""
-        init_cfgs = (
-            self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        )
-        for cfg in init_cfgs:
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        for cfg in cfgs:
             if cfg and cfg['type'] == 'Pretrained':
-                require_converted(
-                    cfg['checkpoint'], type(self).__name__, self.warm_start
-                )
+                name = type(self).__name__
+                require_converted(cfg['checkpoint'], name, self.warm_start)
         super().init_weights()
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
@@ -274,9 +252,9 @@ class LargeKernelBackbone(BaseModule):
         super().train(mode)
         if mode:
             self._freeze_stages()
-            if self.norm_eval:
-                for norm in batch_norms(self):
-                    norm.eval()
+        if self.norm_eval:
+            for norm in batch_norms(self):
+                norm.eval()
         return self
 
     def switch_to_deploy(self) -> None:
@@ -292,10 +270,8 @@ class LargeKernelBackbone(BaseModule):
                 nothing is changed then.
         """
         if self.deploy:
-            print_log(
-                f'{type(self).__name__} is in its deployment form already.',
-                logger='current',
-            )
+            kind = type(self).__name__
+            print_log(f'{kind} is in its deployment form already.', logger='current')
             return
         for name, module in self.named_modules():
             if isinstance(module, ConvNorm):
@@ -333,14 +309,14 @@ class LargeKernelBackbone(BaseModule):
             The layer, 0 for the stem, and the number of layers. Output norms and
             parameters outside the backbone are in the last one.
         """
-        num_layers = self._first_layer(len(self.depths)) + 1
+        last = self._first_layer(len(self.depths))
         part, stage, block = self._locate(param_name, prefix)
         if part is None:
-            return num_layers - 1, num_layers
+            return last, last + 1
         if part == 'downsample_layers' and stage == 0:
-            return 0, num_layers
+            return 0, last + 1
         layer = self._first_layer(stage) + block // self.blocks_per_layer // 3
-        return layer, num_layers
+        return layer, last + 1
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Like `get_layer_depth`, but the same for all blocks of a stage.
@@ -349,11 +325,10 @@ class LargeKernelBackbone(BaseModule):
         are layer 0, stage i is layer i + 1, and the number of layers is that of
         `get_layer_depth`.
         """
-        num_layers = self._first_layer(len(self.depths)) + 1
+        last = self._first_layer(len(self.depths))
         part, stage, _ = self._locate(param_name, prefix)
-        if part is None:
-            return num_layers - 1, num_layers
-        return (stage + 1 if part == 'stages' else 0), num_layers
+        layer = {None: last, 'downsample_layers': 0, 'stages': stage + 1}[part]
+        return layer, last + 1
 
     def _drop_path_rates(self, last: float) -> Iterator[float]:
         """Rates of the layers from first to last, rising linearly from 0.
@@ -371,11 +346,8 @@ class LargeKernelBackbone(BaseModule):
     @staticmethod
     def _locate(param_name: str, prefix: str) -> tuple[str | None, int, int]:
         """Part, stage and block of a parameter; part None if in neither list."""
-        parts = param_name.removeprefix(prefix).split('.')
-        if not param_name.startswith(prefix) or parts[0] not in (
-            'downsample_layers',
-            'stages',
-        ):
+        pattern = r'(downsample_layers|stages)\.(\d+)\.(?:blocks\.(\d+)\.)?'
+        match = re.match(re.escape(prefix) + pattern, param_name)
+        if match is None:
             return None, 0, 0
-        block = int(parts[3]) if parts[2] == 'blocks' else 0
-        return parts[0], int(parts[1]), block
+        return match[1], int(match[2]), int(match[3] or 0)

@@ -12,6 +12,14 @@ from pelk_mm.layers import ConvNeXtBlock, LayerNorm2d
 
 from .base import LargeKernelBackbone, Stage
 
+#: Channels and depths of ConvNeXt by size.
+SIZES = {
+    'tiny': ((96, 192, 384, 768), (3, 3, 9, 3)),
+    'small': ((96, 192, 384, 768), (3, 3, 27, 3)),
+    'base': ((128, 256, 512, 1024), (3, 3, 27, 3)),
+    'large': ((192, 384, 768, 1536), (3, 3, 27, 3)),
+}
+
 
 class ConvNeXtStyleBackbone(LargeKernelBackbone):
     """A pyramid of `ConvNeXtBlock` stages.
@@ -20,10 +28,9 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
     convolution of stride 2. A LayerNorm follows each output.
 
     Args:
-        settings: ``channels`` and ``depths`` (blocks) of each stage, and optionally
+        settings: ``channels`` and ``depths`` (blocks) of each stage, and
             ``width_factor``, which multiplies the channels and rounds them down.
         make_mixer: Makes a token mixer from the number of its stage and its width.
-        make_stage: Makes a stage from its blocks; None for a plain `Stage`.
         in_channels: Channels of the images.
         drop_path_rate: Probability of dropping the last block's branch; it rises
             linearly from 0 at the first.
@@ -31,21 +38,21 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
             has it in the pointwise layer.
         init_cfg: mmengine's initialisation config; by default truncated-normal
             weights (std 0.02).
-        kwargs: Arguments of `LargeKernelBackbone`.
+        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp`` and
+            ``deploy`` of `LargeKernelBackbone`.
     """
 
     def __init__(
         self,
         settings: dict[str, Any],
         make_mixer: Callable[[int, int], nn.Module],
-        make_stage: Callable[[Sequence[nn.Module]], Stage] | None = None,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         init_cfg: dict | list[dict] | None = None,
         **kwargs: Any,
     ) -> None:
-        factor = settings.get('width_factor', 1.0)
+        factor = settings['width_factor']
         channels = [int(width * factor) for width in settings['channels']]
         super().__init__(
             channels,
@@ -79,14 +86,14 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
                 )
                 for _ in range(self.depths[i])
             ]
-            self.stages.append(
-                Stage(blocks, self.with_cp)
-                if make_stage is None
-                else make_stage(blocks)
-            )
+            self.stages.append(self.make_stage(blocks))
             if i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(width))
         self._freeze_stages()
+
+    def make_stage(self, blocks: Sequence[nn.Module]) -> Stage:
+        """Make a stage from its blocks."""
+        return Stage(blocks, self.with_cp)
 
     def min_map_size(self, stage: int) -> int:
         """Least height and width that the downsampling before a stage needs."""

@@ -19,7 +19,7 @@ from pelk_mm.layers import (
 from pelk_mm.ops import box_sum
 
 from .base import Stage
-from .convnext_style import ConvNeXtStyleBackbone
+from .convnext_style import SIZES, ConvNeXtStyleBackbone
 
 
 class PeLKStage(Stage):
@@ -81,10 +81,7 @@ class PeLK(ConvNeXtStyleBackbone):
             parallel dense kernel, default None).
         norm_cfg: Norm after each convolution of the token mixer, or None for none.
             The paper names none; a BatchNorm cancels the positional embedding.
-        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
-            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
-            `LargeKernelBackbone`.
+        kwargs: Arguments of `ConvNeXtStyleBackbone` from ``in_channels`` on.
 
     Raises:
         ValueError: If an argument is out of its range, a kernel size is even, or a
@@ -104,18 +101,17 @@ class PeLK(ConvNeXtStyleBackbone):
             central_radius=central_radius,
             width_factor=1.3,
         )
-        for size, channels, depths in (
-            ('tiny', (96, 192, 384, 768), (3, 3, 9, 3)),
-            ('small', (96, 192, 384, 768), (3, 3, 27, 3)),
-            ('base', (128, 256, 512, 1024), (3, 3, 27, 3)),
-        )
+        for size, (channels, depths) in SIZES.items()
+        if size != 'large'
         for suffix, kernel_sizes, central_radius in (
             ('', (51, 49, 47, 13), 2),
             ('-101', (101, 69, 67, 13), 3),
         )
     }
     required_keys = ('channels', 'depths', 'kernel_sizes', 'central_radius')
-    optional_keys = ('width_factor', 'conv_ratio', 'sharing_grids', 'small_kernel')
+    arch_defaults = dict(
+        width_factor=1, conv_ratio=3 / 8, sharing_grids=None, small_kernel=None
+    )
 
     def __init__(
         self,
@@ -125,41 +121,31 @@ class PeLK(ConvNeXtStyleBackbone):
     ) -> None:
         settings = self.resolve_arch(arch)
         grids = self._sharing_grids(settings)
-        conv_ratio = settings.get('conv_ratio', 3 / 8)
 
         def make_mixer(stage: int, width: int) -> PartialPeripheralConv2d:
             return PartialPeripheralConv2d(
                 width,
-                int(width * conv_ratio),
+                int(width * settings['conv_ratio']),
                 grids[stage],
-                settings.get('small_kernel'),
+                settings['small_kernel'],
                 norm_cfg,
                 self.deploy,
             )
 
-        super().__init__(
-            settings,
-            make_mixer,
-            lambda blocks: PeLKStage(blocks, self.with_cp, self.deploy),
-            **kwargs,
-        )
+        super().__init__(settings, make_mixer, **kwargs)
         # An arch of the user's own takes its sizes from the checkpoint.
         self.warm_start = f'pelk-{arch}' if isinstance(arch, str) else 'pelk'
 
+    def make_stage(self, blocks: Sequence[nn.Module]) -> PeLKStage:
+        """Make a stage, with one positional embedding, from its blocks."""
+        return PeLKStage(blocks, self.with_cp, self.deploy)
+
     @staticmethod
     def _sharing_grids(settings: dict[str, Any]) -> list[tuple[int, ...]]:
-        kernel_sizes = settings['kernel_sizes']
-        if settings.get('sharing_grids') is not None:
-            return [
-                check_sharing_grid(grid, size)
-                for grid, size in zip(
-                    settings['sharing_grids'], kernel_sizes, strict=True
-                )
-            ]
+        sizes, grids = settings['kernel_sizes'], settings['sharing_grids']
+        if grids is not None:
+            return list(map(check_sharing_grid, grids, sizes))
         radii = settings['central_radius']
         if isinstance(radii, int):
-            radii = [radii] * len(kernel_sizes)
-        return [
-            make_sharing_grid(size, radius)
-            for size, radius in zip(kernel_sizes, radii, strict=True)
-        ]
+            radii = [radii] * len(sizes)
+        return list(map(make_sharing_grid, sizes, radii))

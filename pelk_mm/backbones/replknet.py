@@ -5,6 +5,7 @@ CNNs", CVPR 2022, https://arxiv.org/abs/2203.06717. Code and weights of the auth
 https://github.com/DingXiaoH/RepLKNet-pytorch.
 """
 
+from itertools import islice
 from typing import Any
 
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class RepLKNet(LargeKernelBackbone):
             dw_ratio=1.5,
         ),
     }
-    optional_keys = ('small_kernel', 'dw_ratio', 'ffn_ratio')
+    arch_defaults = dict(small_kernel=5, dw_ratio=1, ffn_ratio=4)
     blocks_per_layer = 2
 
     def __init__(
@@ -124,31 +125,21 @@ class RepLKNet(LargeKernelBackbone):
             return conv_norm(width, width, 3, stride, groups=width)
 
         rates = self._drop_path_rates(drop_path_rate)
-        for i, (width, depth) in enumerate(
-            zip(self.channels, self.depths, strict=True)
-        ):
-            self.downsample_layers.append(
-                ReLUSequential(
-                    conv_norm(in_channels, width, 3, stride=2),
-                    depthwise(width, stride=1),
-                    conv_norm(width, width, 1),
-                    depthwise(width, stride=2),
-                )
-                if i == 0
-                else ReLUSequential(
-                    conv_norm(self.channels[i - 1], width, 1),
-                    depthwise(width, stride=2),
-                )
-            )
-            dw_width = int(width * settings.get('dw_ratio', 1))
-            ffn_width = int(width * settings.get('ffn_ratio', 4))
+        in_widths = (self.channels[0], *self.channels)  # the stem has its own already
+        for i, width in enumerate(self.channels):
+            downsample: list[nn.Module] = []
+            if i == 0:
+                downsample.append(conv_norm(in_channels, width, 3, stride=2))
+                downsample.append(depthwise(width, stride=1))
+            downsample.append(conv_norm(in_widths[i], width, 1))
+            downsample.append(depthwise(width, stride=2))
+            self.downsample_layers.append(ReLUSequential(*downsample))
+            dw_width = int(width * settings['dw_ratio'])
+            ffn_width = int(width * settings['ffn_ratio'])
+            sizes = settings['kernel_sizes'][i], settings['small_kernel']
             blocks: list[nn.Module] = []
-            for rate in (next(rates) for _ in range(depth)):
-                convs = large_and_small(
-                    dw_width,
-                    settings['kernel_sizes'][i],
-                    settings.get('small_kernel', 5),
-                )
+            for rate in islice(rates, self.depths[i]):
+                convs = large_and_small(dw_width, *sizes)
                 mixer = ReparamDepthwise(convs, norm_cfg, deploy or small_kernel_merged)
                 blocks += [
                     RepLKBlock(width, mixer, dw_width, norm_cfg, rate, deploy),

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from pelk_mm.layers import ReparamDepthwise, large_and_small, stripes_and_small
 
 from .base import BATCH_NORM
-from .convnext_style import ConvNeXtStyleBackbone
+from .convnext_style import SIZES, ConvNeXtStyleBackbone
 
 
 @MODELS.register_module()
@@ -32,10 +32,7 @@ class SLaK(ConvNeXtStyleBackbone):
         norm_cfg: Norm after each convolution of the token mixer, or None for none.
         small_kernel_merged: Whether the token mixers alone are built in their
             deployment form, as in released models that were merged.
-        kwargs: ``in_channels``, ``drop_path_rate``, ``layer_scale_init_value`` and
-            ``init_cfg`` of `ConvNeXtStyleBackbone`; ``out_indices``,
-            ``frozen_stages``, ``norm_eval``, ``with_cp`` and ``deploy`` of
-            `LargeKernelBackbone`.
+        kwargs: Arguments of `ConvNeXtStyleBackbone` from ``in_channels`` on.
 
     Raises:
         ValueError: If an argument is out of its range, a kernel size is even, or the
@@ -49,14 +46,9 @@ class SLaK(ConvNeXtStyleBackbone):
             kernel_sizes=(51, 49, 47, 13),
             width_factor=1.3,
         )
-        for name, channels, depths in (
-            ('tiny', (96, 192, 384, 768), (3, 3, 9, 3)),
-            ('small', (96, 192, 384, 768), (3, 3, 27, 3)),
-            ('base', (128, 256, 512, 1024), (3, 3, 27, 3)),
-            ('large', (192, 384, 768, 1536), (3, 3, 27, 3)),
-        )
+        for name, (channels, depths) in SIZES.items()
     }
-    optional_keys = ('small_kernel', 'width_factor', 'decomposed')
+    arch_defaults = dict(small_kernel=5, width_factor=1, decomposed=True)
 
     def __init__(
         self,
@@ -66,14 +58,13 @@ class SLaK(ConvNeXtStyleBackbone):
         **kwargs: Any,
     ) -> None:
         settings = self.resolve_arch(arch)
-        small_kernel = settings.get('small_kernel', 5)
-        decomposed = settings.get('decomposed', True)
-        if decomposed and small_kernel is None:
+        small_kernel = settings['small_kernel']
+        if settings['decomposed'] and small_kernel is None:
             raise ValueError(
                 'small_kernel None leaves the stripes of SLaK without a short side; '
                 'give an odd size or decomposed=False'
             )
-        branches = stripes_and_small if decomposed else large_and_small
+        branches = stripes_and_small if settings['decomposed'] else large_and_small
 
         def make_mixer(stage: int, width: int) -> ReparamDepthwise:
             convs = branches(width, settings['kernel_sizes'][stage], small_kernel)

@@ -39,6 +39,11 @@ class CheckpointError(ValueError):
     """A file that cannot be converted; the message is a sentence that says why."""
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def untracked(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
     """Show nothing; the default of every ``track`` argument."""
     return items
@@ -67,41 +72,40 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     try:
         return _read(path)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f'{path} {error}') from error
     except (ImportError, FileNotFoundError, PermissionError) as error:
         raise CheckpointError(str(error)) from error
-    except pickle.UnpicklingError as error:
-        if 'could run code' in str(error):
-            raise CheckpointError(str(error)) from error
-        raise CheckpointError(_damaged(path, 'its pickle is malformed')) from error
     except Exception as error:  # whatever a parser raises at meaningless bytes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(_damaged(path, ascii(reason[:200])[1:-1])) from error
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return f'{path} is damaged or not a checkpoint ({reason}); download it again'
+        reason = ascii(first_line(error)[:200])[1:-1]
+        if isinstance(error, pickle.UnpicklingError):
+            if 'could run code' in str(error):
+                raise CheckpointError(str(error)) from error
+            reason = 'its pickle is malformed'
+        raise CheckpointError(
+            f'{path} is damaged or not a checkpoint ({reason}); download it again'
+        ) from error
 
 
 def _read(path: Path) -> Any:
+    """Load a file or raise what it is instead, a phrase that goes on from its name."""
     if path.is_dir():
-        raise CheckpointError(f'{path} is a folder; give a checkpoint file')
+        raise CheckpointError('is a folder; give a checkpoint file')
     if not path.exists():
-        raise CheckpointError(f'{path} does not exist')
+        raise CheckpointError('does not exist')
     with path.open('rb') as file:
         head = file.read(512)
     if not head:
-        raise CheckpointError(f'{path} is empty; download it again')
+        raise CheckpointError('is empty; download it again')
     text = head.lstrip().lower()
     if text.startswith((b'<!doctype', b'<html', b'<?xml')):
         raise CheckpointError(
-            f'{path} is a web page, not weights: its server answered the download '
-            'with a message; open the link in a browser and save the file it offers'
+            'is a web page, not weights: its server answered the download with a '
+            'message; open the link in a browser and save the file it offers'
         )
     if text.startswith(b'version https://git-lfs'):
         raise CheckpointError(
-            f'{path} is a Git LFS pointer, not weights; run `git lfs pull` for the file'
+            'is a Git LFS pointer, not weights; run `git lfs pull` for the file'
         )
     if head[8:10] == b'{"':
         return load_safetensors(path)
@@ -109,44 +113,37 @@ def _read(path: Path) -> Any:
     if zipped:
         _check_archive(path)
     elif head.startswith(b'PK'):
-        raise CheckpointError(
-            f'{path} is truncated: its end is missing; download it again'
-        )
+        raise CheckpointError('is truncated: its end is missing; download it again')
     elif not head[2:].startswith(_LEGACY_MAGIC):
         raise CheckpointError(
-            f'{path} is not a checkpoint: neither torch.save nor safetensors writes '
-            'files that begin like it'
+            'is not a checkpoint: neither torch.save nor safetensors writes files that '
+            'begin like it'
         )
-    return load_weights_only(
-        path, 'cpu', (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES), mmap=zipped
-    )
+    types = (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES)
+    return load_weights_only(path, 'cpu', types, mmap=zipped)
 
 
 def _check_archive(path: Path) -> None:
     """Check what ``torch.load`` trusts: checksums, and that nothing is compressed."""
+    unpack = 'unpack it and give the checkpoint inside'
     with zipfile.ZipFile(path) as archive:
         records = {name.rpartition('/')[2] for name in archive.namelist()}
         if 'constants.pkl' in records:
             raise CheckpointError(
-                f'{path} is a TorchScript program, not weights; save the state_dict() '
-                'of the model that it was made of'
+                'is a TorchScript program, not weights; save the state_dict() of the '
+                'model that it was made of'
             )
         if 'data.pkl' not in records:
+            raise CheckpointError(f'is an archive without weights; {unpack}')
+        if any(e.compress_type != zipfile.ZIP_STORED for e in archive.infolist()):
             raise CheckpointError(
-                f'{path} is an archive without weights; unpack it and give the '
-                'checkpoint inside'
+                f'is a compressed archive, which torch.save does not write; {unpack}'
             )
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(
-                    f'{path} is a compressed archive, which torch.save does not '
-                    'write; unpack it and give the checkpoint inside'
-                )
         broken = archive.testzip()
     if broken is not None:
         raise CheckpointError(
-            f'{path} is damaged: the checksum of its record {broken} is wrong; '
-            'download it again'
+            f'is damaged: the checksum of its record {broken} is wrong; download it '
+            'again'
         )
 
 
@@ -172,19 +169,18 @@ def check_destination(path: Path, force: bool) -> None:
         path: Path of the file to write.
         force: Whether it may replace a file.
     """
+    fault = None
     if path.suffix not in SUFFIXES:
-        raise CheckpointError(
-            f'{path} has none of the endings {", ".join(SUFFIXES)}, which choose the '
-            'format; choose one'
+        choices = ', '.join(SUFFIXES)
+        fault = (
+            f'has none of the endings {choices}, which choose the format; choose one'
         )
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise CheckpointError(
-            f'{path} is not a file in an existing folder; choose another destination'
-        )
-    if path.exists() and not force:
-        raise CheckpointError(
-            f'{path} exists and is kept; choose another name or give --force'
-        )
+    elif path.is_dir() or not path.absolute().parent.is_dir():
+        fault = 'is not a file in an existing folder; choose another destination'
+    elif path.exists() and not force:
+        fault = 'exists and is kept; choose another name or give --force'
+    if fault is not None:
+        raise CheckpointError(f'{path} {fault}')
 
 
 @contextmanager
@@ -201,7 +197,7 @@ def write_checkpoint(
     path: Path,
     state_dict: Mapping[str, Tensor],
     meta: Mapping[str, Any] | None,
-    key: str | None = 'state_dict',
+    key: str = 'state_dict',
     track: Track = untracked,
 ) -> None:
     """Write a checkpoint, read it back, and only then give it its name.
@@ -211,35 +207,26 @@ def write_checkpoint(
         state_dict: The tensors.
         meta: Notes on them, of plain containers, numbers and strings; None for a file
             that holds nothing but tensors.
-        key: Entry of a ``torch.save`` file that holds the tensors; None for a bare
-            state dict.
+        key: Entry of a ``torch.save`` file that holds the tensors.
         track: Shows progress.
 
     Raises:
         CheckpointError: If it cannot be written or does not read back as it is.
     """
     state_dict = {name: own_memory(tensor) for name, tensor in state_dict.items()}
+    notes = {} if meta is None else {'meta': dict(meta)}
     safetensors = path.suffix == '.safetensors'
     with write_output(path) as temporary:
         if safetensors:
-            _save_safetensors(state_dict, meta, temporary)
+            _save_safetensors(state_dict, notes, temporary)
         else:
-            content: dict[str, Any] = dict(
-                state_dict if key is None else {key: state_dict}
-            )
-            if meta is not None:
-                content = {'meta': dict(meta), **content}
             try:
                 # Given a path, torch would write its temporary name into the file.
                 with temporary.open('wb') as file:
-                    torch.save(content, file)
+                    torch.save({**notes, key: state_dict}, file)
             except RuntimeError as error:  # how torch reports a full disk
-                raise OSError(str(error).splitlines()[0]) from error
-        written = read_checkpoint(temporary)
-        if safetensors:
-            written = written['state_dict']
-        elif key is not None:
-            written = written[key]
+                raise OSError(first_line(error)) from error
+        written = read_checkpoint(temporary)['state_dict' if safetensors else key]
         if set(written) != set(state_dict):
             raise CheckpointError(f'{path} reads back with other tensors; try again')
         for name, tensor in track(state_dict.items(), 'verifying', len(state_dict)):
@@ -248,7 +235,7 @@ def write_checkpoint(
 
 
 def _save_safetensors(
-    state_dict: dict[str, Tensor], meta: Mapping[str, Any] | None, path: Path
+    state_dict: dict[str, Tensor], notes: dict[str, Any], path: Path
 ) -> None:
     try:
         from safetensors import SafetensorError
@@ -258,20 +245,15 @@ def _save_safetensors(
             'safetensors is not installed; `pip install safetensors` or choose a '
             'destination ending in .pth'
         ) from error
-    metadata = {'format': 'pt'}
-    if meta is not None:
-        metadata['meta'] = json.dumps(meta)
+    metadata = {name: json.dumps(note) for name, note in notes.items()}
     try:
-        save_file(state_dict, path, metadata)
+        save_file(state_dict, path, {'format': 'pt', **metadata})
     except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(
-            a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
-        )
-    )
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (a, b)]
+    return torch.equal(*bits)

@@ -72,12 +72,9 @@ def require_converted(
             f'{checkpoint} is a released {released_type} checkpoint, but the backbone '
             f'is {backbone_type}; give a checkpoint of {backbone_type}'
         )
-    command = ['pelk-mm', 'convert_checkpoint', str(path)]
-    command.append(str(path.with_name(f'{path.stem}_pelk_mm.pth')))
-    if ema:
-        command.append('--ema')
-    if warm_start:
-        command += ['--warm-start', warm_start]
+    result = path.with_name(f'{path.stem}_pelk_mm.pth')
+    command = ['pelk-mm', 'convert_checkpoint', str(path), str(result)]
+    command += ['--ema'] * ema + ['--warm-start', warm_start] * bool(warm_start)
     raise CheckpointError(
         f'{checkpoint} has the released names, not those of {backbone_type} here. '
         f'Convert it with\n  {shlex.join(command)}\nand give the result as checkpoint.'

@@ -59,16 +59,11 @@ def _numpy_types() -> list[Any]:
     """Types and functions in pickles of numpy numbers and arrays, of numpy 1 and 2."""
     rebuild = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    numbers = (np.bool_, *np.sctypeDict.values())
-    dtypes = {
-        type(np.dtype(number))
-        for number in numbers
-        if issubclass(number, (np.bool_, np.number))
-    }
+    numbers = (np.bool_, np.number)
     return [
         np.ndarray,
         np.dtype,
-        *sorted(dtypes, key=lambda dtype: dtype.__name__),
+        *{type(np.dtype(n)) for n in np.sctypeDict.values() if issubclass(n, numbers)},
         *(
             (function, f'{module}.multiarray.{name}')
             for module in ('numpy.core', 'numpy._core')

@@ -30,36 +30,37 @@ _LARGE_KERNEL = (
     ('lkb_reparam.{rest}', 'large.{rest}'),
 )
 
-_OUR_BLOCK = 'stages.{stage}.blocks.{block}.'
+#: Convolution and the norm after it, in RepLKNet's names and ours.
+_CONV_NORM = (('conv', 'conv'), ('bn', 'norm'))
+
+#: A block's name, which RepLKNet has as we do.
+_BLOCK = 'stages.{stage}.blocks.{block}.'
 _SLAK_BLOCK = 'stages.{stage}.{block}.'
-_REPLKNET_BLOCK = 'stages.{stage}.blocks.{block}.'
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     'slak': (
         ('downsample_layers.{rest}', 'downsample_layers.{rest}'),
         *(
-            (f'{_SLAK_BLOCK}large_kernel.{theirs}', f'{_OUR_BLOCK}mixer.{ours}')
+            (f'{_SLAK_BLOCK}large_kernel.{theirs}', f'{_BLOCK}mixer.{ours}')
             for theirs, ours in _LARGE_KERNEL
         ),
-        (f'{_SLAK_BLOCK}pwconv1.{{rest}}', f'{_OUR_BLOCK}pointwise_conv1.{{rest}}'),
-        (f'{_SLAK_BLOCK}pwconv2.{{rest}}', f'{_OUR_BLOCK}pointwise_conv2.{{rest}}'),
-        (f'{_SLAK_BLOCK}norm.{{rest}}', f'{_OUR_BLOCK}norm.{{rest}}'),
-        (f'{_SLAK_BLOCK}gamma', f'{_OUR_BLOCK}gamma'),
+        (f'{_SLAK_BLOCK}pwconv1.{{rest}}', f'{_BLOCK}pointwise_conv1.{{rest}}'),
+        (f'{_SLAK_BLOCK}pwconv2.{{rest}}', f'{_BLOCK}pointwise_conv2.{{rest}}'),
+        (f'{_SLAK_BLOCK}norm.{{rest}}', f'{_BLOCK}norm.{{rest}}'),
+        (f'{_SLAK_BLOCK}gamma', f'{_BLOCK}gamma'),
         ('norm{stage}.{rest}', 'norm{stage}.{rest}'),
     ),
     'replknet': (
-        ('stem.{layer}.conv.{rest}', 'downsample_layers.0.{layer}.conv.{rest}'),
-        ('stem.{layer}.bn.{rest}', 'downsample_layers.0.{layer}.norm.{rest}'),
         *(
             (
-                f'transitions.{i}.{{layer}}.{theirs}.{{rest}}',
-                f'downsample_layers.{i + 1}.{{layer}}.{ours}.{{rest}}',
+                f'{part}.{{layer}}.{theirs}.{{rest}}',
+                f'downsample_layers.{i}.{{layer}}.{ours}.{{rest}}',
             )
-            for i in range(3)
-            for theirs, ours in (('conv', 'conv'), ('bn', 'norm'))
+            for i, part in enumerate(('stem', *(f'transitions.{i}' for i in range(3))))
+            for theirs, ours in _CONV_NORM
         ),
         *(
-            (f'{_REPLKNET_BLOCK}large_kernel.{theirs}', f'{_OUR_BLOCK}mixer.{ours}')
+            (f'{_BLOCK}large_kernel.{theirs}', f'{_BLOCK}mixer.{ours}')
             for theirs, ours in _LARGE_KERNEL
             if not theirs.startswith('LoRA')
         ),
@@ -73,11 +74,11 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         ),
         *(
             (
-                f'{_REPLKNET_BLOCK}pw{i}.{theirs}.{{rest}}',
-                f'{_OUR_BLOCK}pointwise_conv{i}.{ours}.{{rest}}',
+                f'{_BLOCK}pw{i}.{theirs}.{{rest}}',
+                f'{_BLOCK}pointwise_conv{i}.{ours}.{{rest}}',
             )
             for i in (1, 2)
-            for theirs, ours in (('conv', 'conv'), ('bn', 'norm'))
+            for theirs, ours in _CONV_NORM
         ),
         ('stages.{stage}.norm.{rest}', 'norm{stage}.{rest}'),
     ),
@@ -87,17 +88,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
 #: everything else has kept its name since mmseg 0.x and mmdet 2.x.
 _HEAD_RULES: tuple[Rule, ...] = (
     ('bbox_head.fcos_{predictor}.{rest}', 'bbox_head.conv_{predictor}.{rest}'),
-    *(
-        (f'{part}.{{rest}}', f'{part}.{{rest}}')
-        for part in (
-            'neck',
-            'decode_head',
-            'auxiliary_head',
-            'rpn_head',
-            'roi_head',
-            'bbox_head',
-        )
-    ),
+    ('{head}.{rest}', '{head}.{rest}'),
 )
 
 #: Released names without a counterpart, and why they have none.
@@ -116,7 +107,7 @@ _FAMILY_MARKS: dict[str, tuple[str, ...]] = {
 _OUR_MARKS: dict[str, tuple[str, ...]] = {
     'pelk': ('stages.{stage}.position_embedding',),
     'replknet': ('downsample_layers.0.{layer}.conv.{rest}',),
-    'slak': (f'{_OUR_BLOCK}mixer.{{rest}}',),
+    'slak': (f'{_BLOCK}mixer.{{rest}}',),
 }
 
 _FIELDS = {
@@ -125,6 +116,7 @@ _FIELDS = {
     'layer': r'\d+',
     'even': r'\d*[02468]',
     'odd': r'\d*[13579]',
+    'head': 'neck|decode_head|auxiliary_head|rpn_head|roi_head|bbox_head',
     'predictor': 'cls|reg|centerness',
     'rest': r'.+',
 }
@@ -185,17 +177,14 @@ def rename(name: str, family: str, to_released: bool = False) -> str | None:
     Raises:
         ValueError: If there are no released models of that family.
     """
-    rules = rules_for(family)
-    return _translate(
-        name, ((ours, theirs) for theirs, ours in rules) if to_released else rules
-    )
+    rules: Iterable[Rule] = rules_for(family)
+    if to_released:
+        rules = ((ours, theirs) for theirs, ours in rules)
+    return _translate(name, rules)
 
 
 def rename_head(name: str) -> str | None:
-    """Translate a name outside the backbone to that of mmseg 1.x and mmdet 3.x.
-
-    Args:
-        name: Its name in a whole model of mmseg 0.x or mmdet 2.x.
+    """Translate a name of mmseg 0.x or mmdet 2.x to that of mmseg 1.x or mmdet 3.x.
 
     Returns:
         The new name, or None if it belongs to no head or neck.
@@ -225,45 +214,41 @@ def from_released(state_dict: Mapping[str, Any], family: str) -> Renamed:
     Raises:
         ValueError: If there are no released models of that family.
     """
-    converted: dict[str, Any] = {}
-    dropped: dict[str, str] = {}
-    unknown: list[str] = []
-    for name, value in state_dict.items():
-        new_name = rename(name, family)
-        reason = next(
-            (why for mark, why in _DROPPED if _pattern(mark).fullmatch(name)), None
-        )
-        if new_name is not None:
-            converted[new_name] = value
-        elif reason is not None:
-            dropped[name] = reason
-        else:
-            unknown.append(name)
-    return Renamed(converted, dropped, unknown)
+    return _rename_all(state_dict, family, dropped=_DROPPED)
 
 
 def to_released(state_dict: Mapping[str, Any], family: str) -> Renamed:
-    """Rename our backbone's parameters to the released names.
+    """Rename our backbone's parameters to the released names, nothing being dropped.
 
     The deployment form of whole backbones has no released counterpart: what it
     merges beyond the token mixers is in ``unknown``.
 
     Args:
         state_dict: Parameters by our name, without prefixes.
-        family: ``slak`` or ``replknet``.
+        family: See `from_released`.
 
     Raises:
-        ValueError: If there are no released models of that family.
+        ValueError: See `from_released`.
     """
-    converted: dict[str, Any] = {}
-    unknown: list[str] = []
-    for name, value in state_dict.items():
-        new_name = rename(name, family, to_released=True)
-        if new_name is None:
-            unknown.append(name)
-        else:
-            converted[new_name] = value
-    return Renamed(converted, {}, unknown)
+    return _rename_all(state_dict, family, to_released=True)
+
+
+def _rename_all(
+    state_dict: Mapping[str, Any],
+    family: str,
+    to_released: bool = False,
+    dropped: Iterable[tuple[str, str]] = (),
+) -> Renamed:
+    names = {name: rename(name, family, to_released) for name in state_dict}
+    reasons = {
+        name: reason
+        for name, new_name in names.items()
+        for template, reason in dropped
+        if new_name is None and _pattern(template).fullmatch(name)
+    }
+    converted = {new: state_dict[name] for name, new in names.items() if new}
+    unknown = [n for n, new in names.items() if new is None and n not in reasons]
+    return Renamed(converted, reasons, unknown)
 
 
 @cache

@@ -1,8 +1,8 @@
 """Convert a released checkpoint to this package's names, or the other way."""
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from pelk_mm.checkpoints.rules import (
     BACKBONE_TYPES,
     detect_family,
     families,
+    from_released,
+    rename,
+    to_released,
 )
 from pelk_mm.checkpoints.weights import check_tensors, select_weights
 from pelk_mm.version import __version__
@@ -27,31 +30,18 @@ from .infer import infer_backbone
 from .records import (
     Fate,
     Record,
-    advance,
     assemble,
     compare_with_backbone,
-    find_problems,
     in_progress,
-    rename_to_ours,
-    rename_to_released,
+    rename_backbone,
     replace_by_pelk,
-    show_released_name,
     split_parts,
+    summarise,
     tensors_by_name,
+    with_fate,
 )
-from .report import Report, shorten, summarise_problems
+from .report import Report, shorten
 from .warm_start import start_pelk
-
-
-class _Result(NamedTuple):
-    """A conversion in memory; the attributes are those of `Report`, but the records."""
-
-    family: str
-    backbone: dict[str, Any]
-    records: list[Record]
-    density: float
-    densities: dict[str, float]
-    projection_errors: list[float]
 
 
 def convert_checkpoint(
@@ -102,34 +92,24 @@ def convert_checkpoint(
     try:
         found = select_weights(content, ema)
         check_tensors(found.tensors, track)
-        result = _convert(found.tensors, arch, prefix, official, warm_start)
+        records, report = _convert(found.tensors, arch, prefix, official, warm_start)
     except CheckpointError as error:
         # The parts know no file names; what they say continues this sentence.
         raise CheckpointError(f'{source} cannot be converted: {error}') from error
-    problems = find_problems(result.records)
-    writes = not dry_run and not (strict and any(problems.values()))
-    report = Report(
+    writes = not dry_run and (report.complete or not strict)
+    report = replace(
+        report,
         source=str(source),
         sha256=file_sha256(source, track),
         key=found.key,
-        family=result.family,
-        backbone=result.backbone,
-        whole=any(record.in_head for record in _with_fate(result, Fate.CONVERTED)),
-        converted={r.name: r.source for r in _with_fate(result, Fate.CONVERTED)},
-        dropped=found.dropped
-        | {r.source: r.reason for r in _with_fate(result, Fate.DROPPED)},
-        initial={r.name: r.reason for r in _with_fate(result, Fate.INITIAL)},
-        **problems,
-        densities=result.densities,
-        density=result.density,
-        projection_errors=result.projection_errors,
+        dropped=found.dropped | report.dropped,
         written=str(destination) if writes else None,
     )
     if writes:
         # The released files have the weights of whole models under state_dict.
         key = 'model' if official and not report.whole else 'state_dict'
         meta = None if official else _meta(found.meta, report)
-        write_checkpoint(destination, tensors_by_name(result.records), meta, key, track)
+        write_checkpoint(destination, tensors_by_name(records), meta, key, track)
     return report
 
 
@@ -139,10 +119,10 @@ def _convert(
     prefix: str | None,
     official: bool,
     warm_start: str | None,
-) -> _Result:
-    """Convert tensors by full name."""
+) -> tuple[list[Record], Report]:
+    """Convert tensors by full name; the report lacks what is known of their file."""
     records = split_parts(tensors)
-    names = [record.name for record in filter(in_progress, records)]
+    names = [record.name for record in in_progress(records)]
     released = detect_family(names)
     family = released or detect_family(names, ours=True)
     if family is None:
@@ -153,25 +133,21 @@ def _convert(
         raise CheckpointError(f'its names are those of a {family} model, not of {arch}')
     if official and released:
         raise CheckpointError('its names are the released ones already')
+    if official and family not in families():
+        raise CheckpointError(f'there are no released {BACKBONE_TYPES[family]} models')
     if released:
-        records = advance(records, partial(rename_to_ours, family=family))
-    backbone = infer_backbone(
-        {r.name: r.shape for r in filter(in_progress, records)}, family
-    )
-    has_heads = any(record.in_head for record in records)
-    records = advance(
-        records,
-        partial(compare_with_backbone, backbone=backbone, has_heads=has_heads),
-    )
-    if released:
-        records = [show_released_name(record, family) for record in records]
-    weights = tensors_by_name(filter(in_progress, records))
+        rename_backbone(records, family, from_released)
+    backbone = infer_backbone({r.name: r.shape for r in in_progress(records)}, family)
+    compare_with_backbone(records, backbone)
+    if released:  # what the source lacks is reported by its name there
+        for record in with_fate(records, Fate.MISSING):
+            record.name = rename(record.name, family, to_released=True) or record.name
+    weights = tensors_by_name(in_progress(records))
     density, densities = _measure_density(weights)
     errors: list[float] = []
     if warm_start:
-        problems = summarise_problems(
-            **find_problems(records), backbone_type=backbone['type']
-        )
+        so_far = Report('', backbone=backbone, **summarise(records))
+        problems = so_far.summarise_problems()
         if problems:
             raise CheckpointError(
                 f'PeLK starts from complete weights only, and {problems}'
@@ -179,42 +155,37 @@ def _convert(
         pelk_arch = warm_start.removeprefix('pelk').lstrip('-')
         start = start_pelk(weights, backbone, pelk_arch)
         backbone, errors = start.backbone, start.errors
-        records = [record for record in records if record.fate is not Fate.INITIAL]
-        records = advance(records, partial(replace_by_pelk, start=start))
+        records = replace_by_pelk(records, start)
     if official:
-        if family not in families():
-            raise CheckpointError(
-                f'there are no released {BACKBONE_TYPES[family]} models'
-            )
-        records = advance(records, partial(rename_to_released, family=family))
+        rename_backbone(records, family, to_released)
     records = assemble(records, prefix)
-    return _Result(family, backbone, records, density, densities, errors)
-
-
-def _with_fate(result: _Result, fate: Fate) -> list[Record]:
-    return [record for record in result.records if record.fate is fate]
+    return records, Report(
+        source='',
+        family=family,
+        backbone=backbone,
+        **summarise(records),
+        densities=densities,
+        density=density,
+        projection_errors=errors,
+    )
 
 
 def _measure_density(tensors: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
     """Share of non-zeros over all 2-D and 4-D weights, and of each if any is sparse."""
-    counts = {
-        name: (int(tensor.count_nonzero()), tensor.numel())
-        for name, tensor in tensors.items()
-        if tensor.ndim in (2, 4)
-    }
-    size = sum(size for _, size in counts.values())
-    density = sum(nonzero for nonzero, _ in counts.values()) / max(size, 1)
+    weights = {name: t for name, t in tensors.items() if t.ndim in (2, 4)}
+    nonzeros = {name: int(t.count_nonzero()) for name, t in weights.items()}
+    size = sum(weight.numel() for weight in weights.values())
+    density = sum(nonzeros.values()) / max(size, 1)
     if density >= 0.999:
         return density, {}
-    return density, {name: nonzero / size for name, (nonzero, size) in counts.items()}
+    return density, {name: nonzeros[name] / t.numel() for name, t in weights.items()}
 
 
 def _meta(meta: dict[str, Any], report: Report) -> dict[str, Any]:
     """Notes for the result: where it comes from, and the classes of the source."""
+    file = Path(report.source).name
     notes: dict[str, Any] = dict(
-        source=dict(
-            file=Path(report.source).name, sha256=report.sha256, key=report.key
-        ),
+        source=dict(file=file, sha256=report.sha256, key=report.key),
         pelk_mm_version=__version__,
         backbone=report.backbone,
     )

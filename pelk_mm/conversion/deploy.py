@@ -2,18 +2,20 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.checkpoints.files import (
     CheckpointError,
     check_destination,
+    first_line,
     read_checkpoint,
     write_checkpoint,
 )
@@ -25,10 +27,6 @@ PROBE_SIZE = 128
 DEPLOYED = 'backbone_deployed'
 #: Largest difference between the two forms, relative to a map's largest value.
 TOLERANCE = 1e-4
-
-
-class DeployError(CheckpointError):
-    """A config or checkpoint that cannot be brought into the deployment form."""
 
 
 class DeployReport(NamedTuple):
@@ -63,17 +61,17 @@ def deploy_checkpoint(
         force: Whether to replace an existing file.
 
     Raises:
-        CheckpointError: If a file cannot be read or written; nothing is left then.
-        DeployError: If config and checkpoint do not describe one trained model.
+        CheckpointError: If a file cannot be read or written, or config and checkpoint
+            do not describe one trained model; nothing is left then.
     """
     out = Path(out)
     check_destination(out, force)
     cfg, model, backbone = _build(Path(config))
-    content = _load(checkpoint)
-    _fill(model, content['state_dict'], checkpoint)
+    weights, meta = _load(checkpoint)
+    _fill(model, weights, checkpoint)
     report = _switch(backbone)
     cfg.model.backbone.deploy = True
-    meta = {**content['meta'], 'cfg': cfg.pretty_text, DEPLOYED: True}
+    meta = {**meta, 'cfg': cfg.pretty_text, DEPLOYED: True}
     write_checkpoint(out, model.state_dict(), meta)
     return report
 
@@ -81,17 +79,17 @@ def deploy_checkpoint(
 def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
     """Build a config's model, whose backbone is one of ours in its training form."""
     if not path.is_file():
-        raise DeployError(f'config {path} does not exist')
+        raise CheckpointError(f'config {path} does not exist')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # whatever the code of a config raises
-        raise DeployError(
-            f'config {path} cannot be read: {_first_line(error)}'
+        raise CheckpointError(
+            f'config {path} cannot be read: {first_line(error)}'
         ) from error
     if not isinstance(cfg.get('model'), dict) or 'backbone' not in cfg.model:
-        raise DeployError(f'config {path} has no model with a backbone')
+        raise CheckpointError(f'config {path} has no model with a backbone')
     if cfg.model.backbone.get('deploy'):
-        raise DeployError(
+        raise CheckpointError(
             f'config {path} has backbone.deploy=True, so its backbone is in its '
             'deployment form already; give the config that the model was trained with'
         )
@@ -101,58 +99,52 @@ def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
             warnings.simplefilter('ignore')  # about losses, which are not used here
             model = MODELS.build(cfg.model)
     except Exception as error:  # whatever the constructors of its parts raise
-        raise DeployError(
-            f'the model of config {path} cannot be built: {_first_line(error)}'
+        raise CheckpointError(
+            f'the model of config {path} cannot be built: {first_line(error)}'
         ) from error
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, LargeKernelBackbone):
-        raise DeployError(
+        raise CheckpointError(
             f'the backbone of config {path} is {type(backbone).__name__}, which '
             'has no deployment form; PeLK, SLaK and RepLKNet have one'
         )
     return cfg, model.eval(), backbone
 
 
-def _first_line(error: Exception) -> str:
-    """First line of an exception's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _load(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content with its weights under ``state_dict``."""
+def _load(path: str | Path) -> tuple[Mapping[Any, Any], dict[str, Any]]:
+    """Weights and notes of a checkpoint."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
-        raise DeployError(f'{path} holds a {type(content).__name__}, not a state dict')
+        raise CheckpointError(
+            f'{path} holds a {type(content).__name__}, not a state dict'
+        )
     key, weights = find_weights(content, ('state_dict',))
-    if key is None:
-        content = {'state_dict': weights}
-    content['meta'] = content.get('meta') or {}
-    if content['meta'].get(DEPLOYED):
-        raise DeployError(f'{path} is in its deployment form already; nothing to do')
-    return content
+    meta = (content.get('meta') if key else None) or {}
+    if meta.get(DEPLOYED):
+        raise CheckpointError(
+            f'{path} is in its deployment form already; nothing to do'
+        )
+    return weights, meta
 
 
 def _fill(
-    model: nn.Module, state_dict: dict[str, Tensor], checkpoint: str | Path
+    model: nn.Module, state_dict: Mapping[Any, Any], checkpoint: str | Path
 ) -> None:
     """Load a state dict that must have exactly the model's names and shapes."""
-    own = model.state_dict()
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name: getattr(v, 'shape', None) for name, v in state_dict.items()}
     problems = {
-        'missing': sorted(set(own) - set(state_dict)),
-        'unexpected': sorted(set(state_dict) - set(own)),
-        'wrongly shaped': sorted(
-            name
-            for name in set(own) & set(state_dict)
-            if getattr(state_dict[name], 'shape', None) != own[name].shape
-        ),
+        'missing': own.keys() - given.keys(),
+        'unexpected': given.keys() - own.keys(),
+        'wrongly shaped': {n for n in own.keys() & given.keys() if own[n] != given[n]},
     }
     for what, names in problems.items():
         if names:
-            shown = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
-            raise DeployError(
+            shown = ', '.join(map(str, sorted(names)[:3])) + ', ...' * (len(names) > 3)
+            raise CheckpointError(
                 f'{checkpoint} does not fit the config: {len(names)} {what} '
-                f'{"tensor" if len(names) == 1 else "tensors"} ({shown}); give the '
-                'config that it was trained with'
+                f'tensor{"s" * (len(names) > 1)} ({shown}); give the config that it '
+                'was trained with'
             )
     model.load_state_dict(state_dict)
 
@@ -160,32 +152,32 @@ def _fill(
 def _switch(backbone: LargeKernelBackbone) -> DeployReport:
     """Bring a backbone into its deployment form and compare the two on an image."""
     channels = next(backbone.downsample_layers.parameters()).shape[1]
-    image = torch.randn(
-        1, channels, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0)
-    )
-    kinds = Counter(type(module).__name__ for module in backbone.modules())
-    size = sum(parameter.numel() for parameter in backbone.parameters())
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, channels, PROBE_SIZE, PROBE_SIZE, generator=generator)
+    kinds, size = _contents(backbone)
     with torch.no_grad():
         before = backbone(image)
         try:
             backbone.switch_to_deploy()
         except RuntimeError as error:
-            raise DeployError(str(error)) from error
+            raise CheckpointError(str(error)) from error
         after = backbone(image)
     difference = max(
         ((a - b).abs().max() / a.abs().max()).item()
         for a, b in zip(before, after, strict=True)
     )
     if not difference <= TOLERANCE:
-        raise DeployError(
+        raise CheckpointError(
             f'the two forms differ by {difference:.1e} on a random image, more than '
             f'{TOLERANCE:.0e}; the checkpoint may hold NaN or vanishing BatchNorm '
             'variances'
         )
-    kinds.subtract(type(module).__name__ for module in backbone.modules())
-    return DeployReport(
-        type(backbone).__name__,
-        {kind: count for kind, count in sorted(kinds.items()) if count > 0},
-        (size, sum(parameter.numel() for parameter in backbone.parameters())),
-        difference,
-    )
+    left, left_size = _contents(backbone)
+    folded = dict(sorted((kinds - left).items()))
+    return DeployReport(type(backbone).__name__, folded, (size, left_size), difference)
+
+
+def _contents(backbone: nn.Module) -> tuple[Counter[str], int]:
+    """Number of modules by type, and number of parameters."""
+    kinds = Counter(type(module).__name__ for module in backbone.modules())
+    return kinds, sum(parameter.numel() for parameter in backbone.parameters())

@@ -1,13 +1,13 @@
 """Infer the backbone that a state dict belongs to from its names and shapes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pelk_mm import backbones
-from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.checkpoints.rules import BACKBONE_TYPES
 from pelk_mm.layers import make_sharing_grid
 
@@ -36,7 +36,7 @@ def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
     settings = infer(layout, cfg)
     cfg['arch'] = simplify_arch(family, settings)
     if len(layout.blocks) != 4:
-        cfg['out_indices'] = tuple(layout.stages())
+        cfg['out_indices'] = tuple(layout.stages)
     return cfg
 
 
@@ -52,19 +52,8 @@ def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
             return getattr(backbones, cfg['type'])(**kwargs)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f'its tensors make no valid {cfg["type"]}: {str(error).splitlines()[0]}'
+            f'its tensors make no valid {cfg["type"]}: {first_line(error)}'
         ) from error
-
-
-def stage_settings(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The ``arch`` of a backbone's config as a dict without ``width_factor``."""
-    arch = cfg['arch']
-    if isinstance(arch, str):
-        arch = getattr(backbones, cfg['type']).arch_settings[arch]
-    arch = dict(arch)
-    factor = arch.pop('width_factor', 1)
-    arch['channels'] = [int(width * factor) for width in arch['channels']]
-    return arch
 
 
 class _Layout:
@@ -80,23 +69,18 @@ class _Layout:
         #: Blocks of each stage. The numbers in names are counted, not trusted: one
         #: wild number must not ask for a million blocks.
         self.blocks = [len(blocks.get(i, ())) for i in range(len(blocks))]
+        self.stages = range(len(blocks))
         if not self.blocks or 0 in self.blocks:
             raise CheckpointError(
                 'cannot infer the architecture: its names have no consecutive stages '
                 'with blocks'
             )
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
+    def has(self, end: str, start: str = '') -> bool:
+        """Whether there is a name with this end and this start."""
+        return any(n.endswith(end) and n.startswith(start) for n in self.shapes)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def stages(self) -> range:
-        """Numbers of the stages."""
-        return range(len(self.blocks))
-
-    def require(self, name: str, rank: int) -> tuple[int, ...]:
+    def require(self, name: str, rank: int = 4) -> tuple[int, ...]:
         """Shape of a tensor that must be there, of this rank and not empty."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != rank or 0 in shape:
@@ -104,124 +88,107 @@ class _Layout:
             raise CheckpointError(f'cannot infer the architecture: {name} {found}')
         return tuple(shape)
 
-    def mixer(
-        self, stage: int, branch: str, block_step: int = 1
-    ) -> tuple[int, ...] | None:
+    def kernel(self, stage: int, branch: str, step: int = 1) -> tuple[int, ...] | None:
         """Shape of a branch's kernel in the first block that has one, or None."""
-        for block in range(0, self.blocks[stage], block_step):
+        for block in range(0, self.blocks[stage], step):
             for end in ('conv.weight', 'weight'):
                 name = f'stages.{stage}.blocks.{block}.mixer.{branch}.{end}'
                 if name in self.shapes:
-                    return self.require(name, 4)
+                    return self.require(name)
         return None
 
-    def merged(self, branch: str) -> bool:
-        """Whether the token mixers are in their deployment form."""
-        return any(name.endswith(f'mixer.{branch}.weight') for name in self.shapes)
+    def large_kernels(self, branch: str, step: int = 1) -> list[tuple[int, ...]]:
+        """Shape of the large kernel in each stage."""
+        kernels = [self.kernel(i, branch, step) for i in self.stages]
+        if None in kernels:
+            raise CheckpointError(
+                'its blocks have no large kernel, as those of ConvNeXt'
+            )
+        return [kernel for kernel in kernels if kernel]
+
+    def small_kernel(self) -> int | None:
+        """Size of the dense form's small kernel, which a merged model does not show."""
+        kernel = self.kernel(0, 'small')
+        return kernel[2] if kernel else None
+
+
+def _channels(layout: _Layout, cfg: dict[str, Any], *names: str) -> list[int]:
+    """Width of each stage, the outputs of the weights with these names."""
+    weights = [layout.require(name) for name in names]
+    if weights[0][1] != 3:
+        cfg['in_channels'] = weights[0][1]
+    return [weight[0] for weight in weights]
 
 
 def _convnext_settings(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     """Settings that PeLK and SLaK have in common."""
-    if not any(re.fullmatch(r'stages\.0\..*\.norm\.weight', name) for name in layout):
+    if not layout.has('.norm.weight', start='stages.0.'):
         raise CheckpointError(
             'its blocks have no norms; if it is the deployment form of a RepLKNet, it '
             'needs no conversion'
         )
-    channels = [
-        layout.require(f'downsample_layers.{i}.{min(i, 1)}.weight', 4)[0]
-        for i in layout.stages()
-    ]
-    in_channels = layout.require('downsample_layers.0.0.weight', 4)[1]
-    if in_channels != 3:
-        cfg['in_channels'] = in_channels
-    if not any(name.endswith('.gamma') for name in layout):
+    names = [f'downsample_layers.{i}.{min(i, 1)}.weight' for i in layout.stages]
+    if not layout.has('.gamma'):
         cfg['layer_scale_init_value'] = 0
-    return dict(channels=channels, depths=layout.blocks)
-
-
-def _require_large_kernel(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    if shape is None:
-        raise CheckpointError('its blocks have no large kernel, as those of ConvNeXt')
-    return shape
+    return dict(channels=_channels(layout, cfg, *names), depths=layout.blocks)
 
 
 def _slak(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     settings = _convnext_settings(layout, cfg)
-    decomposed = layout.mixer(0, 'vertical') is not None
+    decomposed = layout.kernel(0, 'vertical') is not None
     branch = 'vertical' if decomposed else 'large'
-    kernels = [_require_large_kernel(layout.mixer(i, branch)) for i in layout.stages()]
+    kernels = layout.large_kernels(branch)
     settings['kernel_sizes'] = [kernel[2] for kernel in kernels]
-    if any(
-        kernel[0] != width
-        for kernel, width in zip(kernels, settings['channels'], strict=True)
-    ):
+    widths = [kernel[0] for kernel in kernels]
+    if widths != settings['channels']:
         raise CheckpointError(
-            f'its large kernels have {[kernel[0] for kernel in kernels]} channels in '
-            f'stages of {settings["channels"]}; if it is the deployment form of a '
-            'PeLK, it needs no conversion'
+            f'its large kernels have {widths} channels in stages of '
+            f'{settings["channels"]}; if it is the deployment form of a PeLK, it needs '
+            'no conversion'
         )
-    if layout.merged(branch):
+    merged = layout.has(f'mixer.{branch}.weight')
+    if merged:
         cfg['small_kernel_merged'] = True
     if decomposed:
-        settings['small_kernel'] = kernels[0][3]
-    else:
-        settings['decomposed'] = False
-        _set_small_kernel(layout, cfg, settings)
-    return settings
+        return settings | dict(small_kernel=kernels[0][3])
+    small = {} if merged else dict(small_kernel=layout.small_kernel())
+    return settings | small | dict(decomposed=False)
 
 
 def _replknet(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
-    channels = [
-        layout.require(f'downsample_layers.{i}.0.conv.weight', 4)[0]
-        for i in layout.stages()
-    ]
-    kernels = [
-        _require_large_kernel(layout.mixer(i, 'large', 2)) for i in layout.stages()
-    ]
-    settings = dict(
+    names = [f'downsample_layers.{i}.0.conv.weight' for i in layout.stages]
+    channels = _channels(layout, cfg, *names)
+    kernels = layout.large_kernels('large', step=2)
+    hidden = layout.require('stages.0.blocks.1.pointwise_conv1.conv.weight')[0]
+    settings: dict[str, Any] = dict(
         channels=channels,
         depths=[-(-blocks // 2) for blocks in layout.blocks],
         kernel_sizes=[kernel[2] for kernel in kernels],
         dw_ratio=kernels[0][0] / channels[0],
-        ffn_ratio=layout.require('stages.0.blocks.1.pointwise_conv1.conv.weight', 4)[0]
-        / channels[0],
+        ffn_ratio=hidden / channels[0],
     )
-    in_channels = layout.require('downsample_layers.0.0.conv.weight', 4)[1]
-    if in_channels != 3:
-        cfg['in_channels'] = in_channels
-    if layout.merged('large'):
+    if layout.has('mixer.large.weight'):
         cfg['small_kernel_merged'] = True
-    _set_small_kernel(layout, cfg, settings)
+    else:
+        settings['small_kernel'] = layout.small_kernel()
     # The classifier of XL has no output norms, but every dense-prediction model of
     # it has.
-    if 'norm0.weight' in layout or simplify_arch('replknet', settings) == 'XL':
+    if 'norm0.weight' in layout.shapes or simplify_arch('replknet', settings) == 'XL':
         cfg['norm_intermediate_features'] = True
     return settings
 
 
-def _set_small_kernel(
-    layout: _Layout, cfg: dict[str, Any], settings: dict[str, Any]
-) -> None:
-    """Set the dense form's small kernel, which a merged model does not show."""
-    if 'small_kernel_merged' not in cfg:
-        small = layout.mixer(0, 'small')
-        settings['small_kernel'] = small[2] if small else None
-
-
 def _pelk(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     settings = _convnext_settings(layout, cfg)
-    embeddings = [
-        layout.require(f'stages.{i}.position_embedding', 3) for i in layout.stages()
-    ]
+    names = [f'stages.{i}.position_embedding' for i in layout.stages]
+    embeddings = [layout.require(name, rank=3) for name in names]
     settings['kernel_sizes'] = [embedding[1] for embedding in embeddings]
     ratio = 3 / 8
     for embedding, width in zip(embeddings, settings['channels'], strict=True):
         if int(width * ratio) != embedding[0]:
             ratio = embedding[0] / width
-    settings['conv_ratio'] = ratio
-    small = layout.mixer(0, 'small')
-    settings['small_kernel'] = small[2] if small else None
-    if 'stages.0.blocks.0.mixer.large.norm.weight' in layout:
+    settings |= dict(conv_ratio=ratio, small_kernel=layout.small_kernel())
+    if 'stages.0.blocks.0.mixer.large.norm.weight' in layout.shapes:
         cfg['norm_cfg'] = dict(type='BN')
     return settings | dict(central_radius=_central_radius(layout, settings))
 
@@ -232,36 +199,24 @@ def _central_radius(layout: _Layout, settings: dict[str, Any]) -> int | list[int
     Several radii can make the same number of cells. A named architecture's is
     preferred, then the smallest that all stages can share.
     """
-    radii = []
-    for i, size in enumerate(settings['kernel_sizes']):
-        cells = _require_large_kernel(layout.mixer(i, 'large'))[2]
-        radii.append(
-            [
-                radius
-                for radius in range(size // 2 + 1)
-                if size % 2 and len(make_sharing_grid(size, radius)) == cells
-            ]
+    candidates = []
+    kernels = layout.large_kernels('large')
+    for size, (_, _, cells, _) in zip(settings['kernel_sizes'], kernels, strict=True):
+        radii = range(size // 2 + 1) if size % 2 else ()
+        candidates.append(
+            [r for r in radii if len(make_sharing_grid(size, r)) == cells]
         )
-        if not radii[-1]:
+        if not candidates[-1]:
             raise CheckpointError(
                 f'no sharing grid of the paper has {cells} cells for a {size} x {size} '
                 'kernel'
             )
-    shared = sorted(set(radii[0]).intersection(*radii[1:]))
+    shared = sorted(set(candidates[0]).intersection(*candidates[1:]))
     for radius in shared:
-        if isinstance(
-            simplify_arch('pelk', settings | dict(central_radius=radius)), str
-        ):
+        arch = simplify_arch('pelk', settings | dict(central_radius=radius))
+        if isinstance(arch, str):
             return radius
-    return shared[0] if shared else [candidates[0] for candidates in radii]
-
-
-#: Optional settings of an ``arch`` dict and their defaults.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    'pelk': dict(conv_ratio=3 / 8, small_kernel=None),
-    'slak': dict(small_kernel=5, decomposed=True),
-    'replknet': dict(small_kernel=5, dw_ratio=1, ffn_ratio=4),
-}
+    return shared[0] if shared else [radii[0] for radii in candidates]
 
 
 def simplify_arch(family: str, settings: dict[str, Any]) -> str | dict[str, Any]:
@@ -273,24 +228,26 @@ def simplify_arch(family: str, settings: dict[str, Any]) -> str | dict[str, Any]
             matches any value: a merged model does not show its ``small_kernel``.
     """
     cls = getattr(backbones, BACKBONE_TYPES[family])
-    defaults = _DEFAULTS[family]
+    plain = _plain(settings)
     for name in cls.arch_settings:
-        named = defaults | stage_settings(dict(type=cls.__name__, arch=name))
-        if all(_plain(settings)[key] == _plain(named)[key] for key in settings):
+        if plain.items() <= stage_settings(dict(type=cls.__name__, arch=name)).items():
             return name
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in defaults or value != defaults[key]
-    }
+    defaults = cls.arch_defaults.items()
+    return {key: v for key, v in settings.items() if (key, v) not in defaults}
+
+
+def stage_settings(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The ``arch`` of a backbone's config, a list of the values of its stages by key.
+
+    ``width_factor`` is in the channels already; optional settings have one value.
+    """
+    return _plain(getattr(backbones, cfg['type']).resolve_arch(cfg['arch']))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in a form that compares: lists, and one radius per stage."""
-    plain = {
-        key: list(value) if isinstance(value, (list, tuple)) else value
-        for key, value in settings.items()
-    }
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    factor = plain.pop('width_factor', 1)
+    plain['channels'] = [int(width * factor) for width in plain['channels']]
     if isinstance(plain.get('central_radius'), int):
         plain['central_radius'] = [plain['central_radius']] * len(plain['channels'])
     return plain

@@ -1,19 +1,19 @@
 """What becomes of every tensor of a checkpoint, step by step.
 
-A conversion keeps one `Record` per tensor. Each step takes the records of the
-backbone's tensors that are still in progress and returns new ones; those of heads and
-of tensors that have no place in the result are settled.
+A conversion keeps one `Record` per tensor. Each step changes the records of the
+backbone's tensors that are still in progress; those of heads and of tensors that have
+no place in the result are settled.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 from torch import Tensor
 
 from pelk_mm.checkpoints.files import CheckpointError
-from pelk_mm.checkpoints.rules import from_released, rename, rename_head, to_released
+from pelk_mm.checkpoints.rules import Renamed, rename_head
 
 from .infer import build_backbone
 from .warm_start import WarmStart
@@ -40,7 +40,7 @@ class Fate(Enum):
     MISMATCHED = auto()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Record:
     """A tensor of the source or of the result.
 
@@ -49,18 +49,18 @@ class Record:
         source: Its full name in the source; '' if it was made of no tensor there and a
             list in words if it was made of several.
         tensor: Its value, None where the source does not have it.
-        in_head: Whether it belongs to a head or a neck.
         fate: What becomes of it.
         reason: Why it is dropped or left at its initial value.
+        in_head: Whether it belongs to a head or a neck.
         expected: The backbone's shape, if that of the tensor is another.
     """
 
     name: str
     source: str = ''
     tensor: Tensor | None = None
-    in_head: bool = False
     fate: Fate = Fate.CONVERTED
     reason: str = ''
+    in_head: bool = False
     expected: tuple[int, ...] = ()
 
     @property
@@ -68,38 +68,40 @@ class Record:
         """Shape of the tensor."""
         return () if self.tensor is None else tuple(self.tensor.shape)
 
+    def settle(self, fate: Fate, reason: str = '') -> None:
+        """Say what becomes of it, and why."""
+        self.fate, self.reason = fate, reason
 
-def in_progress(record: Record) -> bool:
-    """Whether a record is of a tensor of the backbone that is still converted."""
-    return record.fate is Fate.CONVERTED and not record.in_head
+
+def with_fate(records: Iterable[Record], fate: Fate) -> list[Record]:
+    """Records of one fate."""
+    return [record for record in records if record.fate is fate]
 
 
-def advance(
-    records: list[Record], step: Callable[[list[Record]], list[Record]]
-) -> list[Record]:
-    """Apply a step to the records in progress; the others come first, unchanged."""
-    settled = [record for record in records if not in_progress(record)]
-    return settled + step(list(filter(in_progress, records)))
+def in_progress(records: Iterable[Record]) -> list[Record]:
+    """Records of the backbone's tensors that are still converted."""
+    return [r for r in with_fate(records, Fate.CONVERTED) if not r.in_head]
 
 
 def tensors_by_name(records: Iterable[Record]) -> dict[str, Tensor]:
     """Tensors to be converted by name."""
-    return {
-        record.name: record.tensor
-        for record in records
-        if record.fate is Fate.CONVERTED and record.tensor is not None
-    }
+    converted = with_fate(records, Fate.CONVERTED)
+    return {r.name: r.tensor for r in converted if r.tensor is not None}
 
 
-def find_problems(records: list[Record]) -> dict[str, Any]:
-    """What keeps a conversion from being complete, by the attributes of `Report`."""
+def summarise(records: list[Record]) -> dict[str, Any]:
+    """What became of the tensors, by the attributes of `Report`."""
+    converted = with_fate(records, Fate.CONVERTED)
     return dict(
-        missing=[r.name for r in records if r.fate is Fate.MISSING],
-        unknown=[r.source for r in records if r.fate is Fate.UNKNOWN],
+        whole=any(record.in_head for record in converted),
+        converted={r.name: r.source for r in converted},
+        dropped={r.source: r.reason for r in with_fate(records, Fate.DROPPED)},
+        initial={r.name: r.reason for r in with_fate(records, Fate.INITIAL)},
+        missing=[r.name for r in with_fate(records, Fate.MISSING)],
+        unknown=[r.source for r in with_fate(records, Fate.UNKNOWN)],
         mismatched={
             r.source: (list(r.shape), list(r.expected))
-            for r in records
-            if r.fate is Fate.MISMATCHED
+            for r in with_fate(records, Fate.MISMATCHED)
         },
     )
 
@@ -127,105 +129,78 @@ def split_parts(tensors: dict[str, Tensor]) -> list[Record]:
             "upgrade it with mmdet's tools/model_converters/upgrade_model_version.py"
         )
     taken: set[str] = set()
-    for i, record in enumerate(records):
+    for record in records:
         head = rename_head(record.name)
         if record.name.startswith(BACKBONE):
-            name = record.name.removeprefix(BACKBONE)
-            records[i] = replace(record, name=name)
+            record.name = record.name.removeprefix(BACKBONE)
         elif head is None or head in taken:
-            records[i] = replace(record, fate=Fate.UNKNOWN)
+            record.fate = Fate.UNKNOWN
         else:
             taken.add(head)
-            records[i] = replace(record, name=head, in_head=True)
+            record.name, record.in_head = head, True
     return records
 
 
-def rename_to_ours(body: list[Record], family: str) -> list[Record]:
-    """Rename from the released names."""
-    by_name = {record.name: record for record in body}
-    renamed = from_released(by_name, family)
-    return [
-        *(replace(by_name[name], fate=Fate.UNKNOWN) for name in renamed.unknown),
-        *(
-            replace(by_name[name], fate=Fate.DROPPED, reason=reason)
-            for name, reason in renamed.dropped.items()
-        ),
-        *(replace(record, name=name) for name, record in renamed.converted.items()),
-    ]
+def rename_backbone(
+    records: list[Record],
+    family: str,
+    rename_all: Callable[[Mapping[str, Any], str], Renamed],
+) -> None:
+    """Rename the backbone's tensors by `from_released` or `to_released`."""
+    by_name = {record.name: record for record in in_progress(records)}
+    renamed = rename_all(by_name, family)
+    for name in renamed.unknown:
+        by_name[name].settle(Fate.UNKNOWN)
+    for name, reason in renamed.dropped.items():
+        by_name[name].settle(Fate.DROPPED, reason)
+    for name, record in renamed.converted.items():
+        record.name = name
 
 
-def rename_to_released(body: list[Record], family: str) -> list[Record]:
-    """Rename to the released names."""
-    by_name = {record.name: record for record in body}
-    renamed = to_released(by_name, family)
-    return [
-        *(replace(by_name[name], fate=Fate.UNKNOWN) for name in renamed.unknown),
-        *(replace(record, name=name) for name, record in renamed.converted.items()),
-    ]
-
-
-def compare_with_backbone(
-    body: list[Record], backbone: dict[str, Any], has_heads: bool
-) -> list[Record]:
-    """Find the tensors that a backbone has no place for, and those that it misses.
+def compare_with_backbone(records: list[Record], backbone: dict[str, Any]) -> None:
+    """Find the tensors that a backbone has no place for, and add those it misses.
 
     Args:
-        body: The backbone's tensors by this package's names.
+        records: All records, the backbone's tensors by this package's names.
         backbone: Config of the backbone.
-        has_heads: Whether the checkpoint contains heads.
     """
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in build_backbone(backbone).state_dict().items()
     }
-    records = []
-    for record in body:
-        shape = expected.get(record.name)
-        if shape is None:
-            record = replace(record, fate=Fate.UNKNOWN)
-        elif shape != record.shape:
-            record = replace(record, fate=Fate.MISMATCHED, expected=shape)
-        records.append(record)
-    names = {record.name for record in body}
+    body = {record.name: record for record in in_progress(records)}
+    for name, record in body.items():
+        if name not in expected:
+            record.settle(Fate.UNKNOWN)
+        elif expected[name] != record.shape:
+            record.settle(Fate.MISMATCHED)
+            record.expected = expected[name]
     norms = {name for name in expected if name.startswith(_OUTPUT_NORMS)}
     # Heads were trained on the norms' outputs: without them the source is damaged.
-    is_classifier = not has_heads and not norms & names
-    for name in (name for name in expected if name not in names):
-        fate, reason = Fate.INITIAL, ''
+    is_classifier = norms.isdisjoint(body) and not any(r.in_head for r in records)
+    for name in (name for name in expected if name not in body):
+        reason = ''
         if is_classifier and name in norms:
             reason = 'an output norm, which a classifier does not have'
         elif name.endswith('num_batches_tracked'):
             reason = 'a counter that checkpoints before PyTorch 0.4 lack'
-        else:
-            fate = Fate.MISSING
+        fate = Fate.INITIAL if reason else Fate.MISSING
         records.append(Record(name, fate=fate, reason=reason))
-    return records
 
 
-def show_released_name(record: Record, family: str) -> Record:
-    """Give what the source lacks the name that it would have there."""
-    if record.fate is not Fate.MISSING:
-        return record
-    released = rename(record.name, family, to_released=True)
-    return replace(record, name=released or record.name)
-
-
-def replace_by_pelk(body: list[Record], start: WarmStart) -> list[Record]:
+def replace_by_pelk(records: list[Record], start: WarmStart) -> list[Record]:
     """Replace the tensors that a PeLK starts from by those of the PeLK."""
-    sources = {record.name: record.source for record in body}
+    body = {record.name: record for record in in_progress(records)}
     used = {origin for origins in start.origins.values() for origin in origins}
+    replaced = {*(body[name] for name in used), *with_fate(records, Fate.INITIAL)}
+    for name in body.keys() - used:
+        body[name].settle(Fate.DROPPED, 'PeLK has nothing that corresponds')
     reason = 'nothing in the source corresponds'
     return [
-        *(
-            replace(
-                record, fate=Fate.DROPPED, reason='PeLK has nothing that corresponds'
-            )
-            for record in body
-            if record.name not in used
-        ),
+        *(record for record in records if record not in replaced),
         *(Record(name, fate=Fate.INITIAL, reason=reason) for name in start.initial),
         *(
-            Record(name, ', '.join(sources[o] for o in start.origins[name]), tensor)
+            Record(name, ', '.join(body[o].source for o in start.origins[name]), tensor)
             for name, tensor in start.tensors.items()
         ),
     ]
@@ -244,9 +219,8 @@ def assemble(records: list[Record], prefix: str | None) -> list[Record]:
         prefix = BACKBONE if heads else ''
     if prefix != BACKBONE:
         reason = f'a head; with the prefix {prefix!r} only the backbone is written'
-        heads = [replace(head, fate=Fate.DROPPED, reason=reason) for head in heads]
-    body = [record for record in records if not record.in_head]
-    return [
-        replace(record, name=prefix + record.name) if in_progress(record) else record
-        for record in body
-    ] + heads
+        for head in heads:
+            head.settle(Fate.DROPPED, reason)
+    for record in in_progress(records):
+        record.name = prefix + record.name
+    return sorted(records, key=lambda record: record.in_head)

@@ -1,18 +1,17 @@
 """What a conversion did, for people and for programs."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from pelk_mm.checkpoints.files import write_output
-
-Item = TypeVar('Item')
+from pelk_mm.checkpoints.files import Item, write_output
 
 #: How many names of a list are shown; a JSON report has all of them.
 SHOWN = 4
@@ -65,46 +64,24 @@ class Report:
         return not (self.missing or self.unknown or self.mismatched)
 
     def summarise_problems(self) -> str:
-        """See the function of this name."""
-        return summarise_problems(
-            self.missing, self.unknown, self.mismatched, self.backbone['type']
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return {'complete': self.complete, **asdict(self)}
-
-
-def summarise_problems(
-    missing: Sequence[str],
-    unknown: Sequence[str],
-    mismatched: Mapping[str, tuple[Sequence[int], Sequence[int]]],
-    backbone_type: str,
-) -> str:
-    """What keeps a conversion from being complete, in a phrase; '' if nothing does.
-
-    Args:
-        missing: See `Report`, as for the others.
-        unknown: See `Report`.
-        mismatched: See `Report`.
-        backbone_type: Type of the backbone.
-    """
-    problems = []
-    if missing:
-        problems.append(f'it lacks {shorten(missing)}')
-    if unknown:
-        problems.append(f'nothing has a place for {shorten(unknown)}')
-    for name, (found, expected) in list(mismatched.items())[:1]:
-        problems.append(
-            f'{name} is {tuple(found)} where a {backbone_type} of its size has '
-            f'{tuple(expected)}'
-        )
-    return ', '.join(problems)
+        """What keeps it from being complete, in a phrase; '' if nothing does."""
+        problems = []
+        if self.missing:
+            problems.append(f'it lacks {shorten(self.missing)}')
+        if self.unknown:
+            problems.append(f'nothing has a place for {shorten(self.unknown)}')
+        for name, (found, expected) in list(self.mismatched.items())[:1]:
+            problems.append(
+                f'{name} is {tuple(found)} where a {self.backbone["type"]} of its size '
+                f'has {tuple(expected)}'
+            )
+        return ', '.join(problems)
 
 
 def shorten(names: Sequence[str], shown: int = 3) -> str:
     """The first names of a list, and how many there are if that is not all."""
-    return ', '.join(names[:shown]) + f', ... ({len(names)})' * (len(names) > shown)
+    more = f', ... ({len(names)} in all)' * (len(names) > shown)
+    return ', '.join(names[:shown]) + more
 
 
 def show_progress(
@@ -112,13 +89,9 @@ def show_progress(
 ) -> Iterable[Item]:
     """Pass items on and show their progress on standard error if it is a terminal."""
     console = Console(stderr=True)
+    hidden = not console.is_terminal
     return track(
-        items,
-        description,
-        total=total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+        items, description, total, console=console, transient=True, disable=hidden
     )
 
 
@@ -130,10 +103,8 @@ def fitting_configs(report: Report, folder: Path) -> list[str]:
         folder: Folder of configs named ``{head}_{backbone}_{size}_{data}.py``.
     """
     heads = {name.split('.')[0] for name in report.converted} if report.whole else set()
-    heads -= {'backbone'}
     fitting = []
-    backbone = report.backbone['type'].lower()
-    for path in sorted(folder.glob(f'*_{backbone}_*.py')):
+    for path in sorted(folder.glob(f'*_{report.backbone["type"].lower()}_*.py')):
         model = Config.fromfile(path, import_custom_modules=False).model
         if _sizes(model.backbone) == _sizes(report.backbone) and heads <= set(model):
             fitting.append(str(Path(folder.name) / path.name))
@@ -141,15 +112,9 @@ def fitting_configs(report: Report, folder: Path) -> list[str]:
 
 
 def _sizes(backbone: Mapping[str, Any]) -> str:
-    """The part of a backbone's config that its weights depend on."""
-    keys = (
-        'type',
-        'arch',
-        'in_channels',
-        'small_kernel_merged',
-        'norm_intermediate_features',
-    )
-    return json.dumps({key: backbone.get(key) for key in keys})
+    """The part of a config that weights depend on, a list written as a tuple is."""
+    options = 'in_channels', 'small_kernel_merged', 'norm_intermediate_features'
+    return json.dumps([backbone.get(key) for key in ('type', 'arch', *options)])
 
 
 def describe(report: Report, configs: list[str]) -> str:
@@ -161,15 +126,20 @@ def describe(report: Report, configs: list[str]) -> str:
         f'{report.source}: {report.family}{under}, sha256 {report.sha256[:16]}',
         f'{cfg["type"]} {arch}: {len(report.converted)} tensors converted'
         + ', heads included' * report.whole,
-        *_reasons('dropped', report.dropped),
-        *_reasons('left at their initial values', report.initial),
-        *_names('missing', report.missing),
-        *_names('unknown', report.unknown),
-        *(
-            f'  shape mismatch: {name} is {tuple(found)}, {cfg["type"]} {arch} has '
-            f'{tuple(expected)}'
-            for name, (found, expected) in report.mismatched.items()
-        ),
+    ]
+    names: dict[str, list[str]] = defaultdict(list)
+    for what, reasons in (
+        ('dropped', report.dropped),
+        ('left at their initial values', report.initial),
+    ):
+        for name, reason in reasons.items():
+            names[f'{what} ({reason})'].append(name)
+    names |= {'missing': report.missing, 'unknown': report.unknown}
+    lines += [f'  {what}: {shorten(n, SHOWN)}' for what, n in names.items() if n]
+    lines += [
+        f'  shape mismatch: {name} is {tuple(found)}, {cfg["type"]} {arch} has '
+        f'{tuple(expected)}'
+        for name, (found, expected) in report.mismatched.items()
     ]
     if report.densities:
         lines.append(f'  density {report.density:.3f} over 2-D and 4-D weights:')
@@ -178,30 +148,10 @@ def describe(report: Report, configs: list[str]) -> str:
         f'  stage {stage}: kernels projected with a relative error of {error:.3f}'
         for stage, error in enumerate(report.projection_errors)
     ]
-    lines.append(f'  fits backbone={cfg}')
-    lines += [f'  fits {config}' for config in configs]
+    lines += [f'  fits {config}' for config in (f'backbone={cfg}', *configs)]
     if report.written:
         lines.append(f'{report.written} written and verified')
     return '\n'.join(lines)
-
-
-def _reasons(what: str, reasons: dict[str, str]) -> list[str]:
-    """One line per reason with the names that it holds for."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        groups.setdefault(reason, []).append(name)
-    return [
-        line
-        for reason, names in groups.items()
-        for line in _names(f'{what} ({reason})', names)
-    ]
-
-
-def _names(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f', ... ({len(names)} in all)' * (len(names) > SHOWN)
-    return [f'  {what}: {", ".join(names[:SHOWN])}{more}']
 
 
 def write_json(
@@ -220,6 +170,6 @@ def write_json(
     """
     content: dict[str, Any] = {'error': error, 'complete': False}
     if report is not None:
-        content |= report.as_dict() | {'configs': configs}
+        content |= asdict(report) | dict(complete=report.complete, configs=configs)
     with write_output(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + '\n')

@@ -5,7 +5,6 @@ differs only in the token mixer, so everything else is copied and the mixer's ke
 are projected on the sharing grid.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,39 +95,38 @@ def start_pelk(
     if backbone['type'] not in ('SLaK', 'RepLKNet'):
         raise CheckpointError('a PeLK starts only from a SLaK or a RepLKNet')
     target = _target(backbone, arch)
-    model = build_backbone(target)
+    model: Any = build_backbone(target)
     expected = model.state_dict()
-    step = 1 if backbone['type'] == 'SLaK' else 2
-    made = (_from_slak if step == 1 else _from_replknet)(tensors)
+    from_slak = backbone['type'] == 'SLaK'
+    made: Made = {}
+    if from_slak:
+        made = {n: ([n], t) for n, t in tensors.items() if '.mixer.' not in n}
     errors = []
-    stages: Any = model.stages
-    for i, stage in enumerate(stages):
+    for i, stage in enumerate(model.stages):
         embedding = stage.position_embedding
         error = norm = 0.0
         for j, block in enumerate(stage.blocks):
-            prefix = f'stages.{i}.blocks.{j * step}.mixer.'
-            kernel = _dense_kernel(tensors, prefix)
+            ours = f'stages.{i}.blocks.{j}.'
+            mixer = f'stages.{i}.blocks.{j if from_slak else 2 * j}.mixer.'
+            if not from_slak:  # an FFN is the second block of a layer
+                made |= _folded_ffn(tensors, f'stages.{i}.blocks.{2 * j + 1}.', ours)
+            kernel = _dense_kernel(tensors, mixer)
             if len(kernel) != model.channels[i]:
                 raise CheckpointError(
                     f'its large kernels have {len(kernel)} channels in stage {i}, '
                     f"PeLK's {model.channels[i]}"
                 )
             kernel = kernel[: len(embedding)]
-            conv = block.mixer.large.conv
-            parameters, squared = project_kernel(kernel, conv.sharing_grid)
+            grid = block.mixer.large.conv.sharing_grid
+            parameters, squared = project_kernel(kernel, grid)
             error += squared.item()
             norm += kernel.square().sum().item()
-            names = [name for name in tensors if name.startswith(prefix)]
+            names = _names(tensors, mixer)
             dtype = tensors[names[0]].dtype
-            made[f'stages.{i}.blocks.{j}.mixer.large.conv.weight'] = (
-                names,
-                parameters.to(dtype),
-            )
+            made[f'{ours}mixer.large.conv.weight'] = names, parameters.to(dtype)
         errors.append((error / norm) ** 0.5 if norm else 0.0)
-        made[f'stages.{i}.position_embedding'] = (
-            [],
-            torch.zeros(embedding.shape, dtype=dtype),
-        )
+        zeros = torch.zeros(embedding.shape, dtype=dtype)
+        made[f'stages.{i}.position_embedding'] = [], zeros
     for name, (names, tensor) in made.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
@@ -145,12 +143,7 @@ def start_pelk(
 
 
 def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
-    """Config of the PeLK that is started.
-
-    Raises:
-        CheckpointError: If the source has other widths or depths, or there is no
-            such ``arch``.
-    """
+    """Config of the PeLK that is started."""
     source = stage_settings(backbone)
     same = ('in_channels', 'layer_scale_init_value', 'out_indices')
     target = dict(type='PeLK') | {k: backbone[k] for k in same if k in backbone}
@@ -166,57 +159,39 @@ def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
     target['arch'] = arch
     settings = stage_settings(target)
     for key in ('channels', 'depths'):
-        if list(source[key]) != list(settings[key]):
+        if source[key] != settings[key]:
             raise CheckpointError(
-                f'its {key} are {list(source[key])}, those of PeLK {arch} '
-                f'{list(settings[key])}; start the PeLK of the same {key}'
+                f'its {key} are {source[key]}, those of PeLK {arch} {settings[key]}; '
+                f'start the PeLK of the same {key}'
             )
     return target
 
 
-def _from_slak(tensors: Mapping[str, Tensor]) -> Made:
-    """Copy everything except the token mixers."""
-    return {
-        name: ([name], tensor)
-        for name, tensor in tensors.items()
-        if '.mixer.' not in name
-    }
+def _names(tensors: Mapping[str, Tensor], *prefixes: str) -> list[str]:
+    return [name for name in tensors if name.startswith(prefixes)]
 
 
-def _from_replknet(tensors: Mapping[str, Tensor]) -> Made:
-    """Fold the FFNs' pointwise layers; an FFN is the second block of a layer."""
+def _folded_ffn(tensors: Mapping[str, Tensor], source: str, target: str) -> Made:
+    """Fold the pointwise layers of RepLKNet's FFN to those of PeLK's block."""
     made: Made = {}
-    for name in tensors:
-        match = re.fullmatch(
-            r'stages\.(\d+)\.blocks\.(\d+)\.pointwise_conv1\.conv\.weight', name
-        )
-        if match is None or int(match[2]) % 2 == 0:
-            continue
-        source = f'stages.{match[1]}.blocks.{match[2]}.'
-        target = f'stages.{match[1]}.blocks.{int(match[2]) // 2}.'
-        for end in ('weight', 'bias'):
-            norm = f'{source}pointwise_conv1.pre_norm.{end}'
-            made[f'{target}norm.{end}'] = ([norm], tensors[norm])
-        for layer in ('pointwise_conv1', 'pointwise_conv2'):
-            weight, bias = _folded(tensors, f'{source}{layer}.')
-            names = [
-                name
-                for name in tensors
-                if name.startswith((f'{source}{layer}.conv.', f'{source}{layer}.norm.'))
-            ]
-            made[f'{target}{layer}.weight'] = (names, weight.flatten(1))
-            made[f'{target}{layer}.bias'] = (names, bias)
-        made[f'{target}gamma'] = ([], torch.ones_like(bias))
-    return made
+    for end in ('weight', 'bias'):
+        norm = f'{source}pointwise_conv1.pre_norm.{end}'
+        made[f'{target}norm.{end}'] = [norm], tensors[norm]
+    for layer in ('pointwise_conv1', 'pointwise_conv2'):
+        weight, bias = _folded(tensors, f'{source}{layer}.')
+        names = _names(tensors, f'{source}{layer}.conv.', f'{source}{layer}.norm.')
+        made[f'{target}{layer}.weight'] = names, weight.flatten(1)
+        made[f'{target}{layer}.bias'] = names, bias
+    return made | {f'{target}gamma': ([], torch.ones_like(bias))}
 
 
 def _dense_kernel(tensors: Mapping[str, Tensor], mixer: str) -> Tensor:
     """Sum a token mixer's branches to one kernel, (C, 1, K, K) in float64."""
-    kernels = []
-    for branch in ('vertical', 'horizontal', 'large', 'small'):
-        if any(name.startswith(f'{mixer}{branch}.') for name in tensors):
-            weight, _ = _folded(tensors, f'{mixer}{branch}.')
-            kernels.append(weight.double())
+    kernels = [
+        _folded(tensors, f'{mixer}{branch}.')[0].double()
+        for branch in ('vertical', 'horizontal', 'large', 'small')
+        if _names(tensors, f'{mixer}{branch}.')
+    ]
     size = max(kernel.shape[-1] for kernel in kernels)
     total = kernels[0].new_zeros(len(kernels[0]), 1, size, size)
     for kernel in kernels:
@@ -230,11 +205,6 @@ def _folded(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]
         return tensors[f'{prefix}weight'], tensors[f'{prefix}bias']
     weight = tensors[f'{prefix}conv.weight']
     norm = nn.BatchNorm2d(len(weight))
-    norm.load_state_dict(
-        {
-            name.removeprefix(f'{prefix}norm.'): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(f'{prefix}norm.')
-        }
-    )
+    names = _names(tensors, f'{prefix}norm.')
+    norm.load_state_dict({n.removeprefix(f'{prefix}norm.'): tensors[n] for n in names})
     return fold_norm(weight, None, norm.eval())

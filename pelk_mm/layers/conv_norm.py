@@ -30,11 +30,8 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.pre_norm: nn.Module | None = None
         if pre_norm:
-            if not (
-                isinstance(conv, nn.Conv2d)
-                and conv.kernel_size == (1, 1)
-                and conv.padding == (0, 0)
-                and conv.groups == 1
+            if not isinstance(conv, nn.Conv2d) or (
+                (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1)
             ):
                 raise ValueError(
                     f'pre_norm needs a plain 1 x 1 convolution, not {conv}'
@@ -56,10 +53,8 @@ class ConvNorm(nn.Module):
             if norm is None or isinstance(norm, nn.Identity):
                 continue
             if not is_batch_norm(norm):
-                yield (
-                    name,
-                    f'is a {type(norm).__name__}; only a BatchNorm can be folded',
-                )
+                kind = type(norm).__name__
+                yield name, f'is a {kind}; only a BatchNorm can be folded'
             elif norm.running_mean is None:
                 yield (
                     name,
@@ -91,9 +86,9 @@ class ConvNorm(nn.Module):
 
 
 def _make_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
-    return (
-        nn.Identity() if norm_cfg is None else build_norm_layer(norm_cfg, channels)[1]
-    )
+    if norm_cfg is None:
+        return nn.Identity()
+    return build_norm_layer(norm_cfg, channels)[1]
 
 
 def fold_norm(
@@ -118,11 +113,9 @@ def fold_norm(
         TypeError: If a norm is of a kind that depends on its input.
     """
     kernel = weight.detach().double()
-    shift = (
-        kernel.new_zeros(len(kernel))
-        if bias is None
-        else bias.detach().double().clone()
-    )
+    shift = kernel.new_zeros(len(kernel))
+    if bias is not None:
+        shift += bias.detach()
     if pre_norm is not None:
         scale, offset = _affine(pre_norm, kernel.new_ones(kernel.shape[1]))
         shift += kernel.flatten(1) @ offset

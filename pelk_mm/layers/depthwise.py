@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from pelk_mm.ops import depthwise_conv2d
@@ -25,12 +26,10 @@ class DepthwiseConv2d(nn.Module):
         self, channels: int, kernel_size: int | tuple[int, int], bias: bool = False
     ) -> None:
         super().__init__()
-        if isinstance(kernel_size, int):
-            kernel_size = (kernel_size, kernel_size)
-        for size in kernel_size:
-            check_kernel_size(size)
         self.channels = channels
-        self.kernel_size = tuple(kernel_size)
+        self.kernel_size: tuple[int, int] = tuple(to_2tuple(kernel_size))
+        for size in self.kernel_size:
+            check_kernel_size(size)
         self.weight = nn.Parameter(torch.empty(channels, 1, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         nn.init.trunc_normal_(self.weight, std=0.02)
@@ -41,9 +40,7 @@ class DepthwiseConv2d(nn.Module):
 
     def absorbs(self, kernel_size: tuple[int, int]) -> bool:
         """Whether a kernel of this size can be added to the centre of this one."""
-        return kernel_size[0] <= self.kernel_size[0] and (
-            kernel_size[1] <= self.kernel_size[1]
-        )
+        return all(a <= b for a, b in zip(kernel_size, self.kernel_size, strict=True))
 
     def extra_repr(self) -> str:
         """Channels and kernel size, for ``repr``."""

@@ -64,16 +64,14 @@ class PeripheralConv2d(nn.Module):
 
         It can where the grid keeps one parameter per position.
         """
-        grid, cells = self.sharing_grid, len(self.sharing_grid)
-        for size in kernel_size:
-            edge = (cells - size) // 2
-            if (
-                edge < 0
-                or set(grid[edge : edge + size]) != {1}
-                or sum(grid[:edge]) != sum(grid[edge + size :])
-            ):
-                return False
-        return True
+        grid = self.sharing_grid
+        edges = [(len(grid) - size) // 2 for size in kernel_size]
+        return all(
+            edge >= 0
+            and set(grid[edge : edge + size]) == {1}
+            and sum(grid[:edge]) == sum(grid[edge + size :])
+            for edge, size in zip(edges, kernel_size, strict=True)
+        )
 
     def extra_repr(self) -> str:
         """Channels, kernel size and grid, for ``repr``."""

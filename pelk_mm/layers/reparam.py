@@ -48,10 +48,7 @@ class ReparamDepthwise(nn.Module):
             args: Further arguments of the first branch.
         """
         first, *others = self.children()
-        out = first(x, *args)
-        for conv in others:
-            out = out + conv(x)
-        return out
+        return sum((conv(x) for conv in others), first(x, *args))
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

@@ -10,12 +10,7 @@ from .conv_norm import ConvNorm
 class _Residual(nn.Module):
     """1 x 1 convolution, `between`, 1 x 1 convolution, drop path, residual.
 
-    Args:
-        channels: C.
-        hidden_channels: Channels between the two 1 x 1 convolutions.
-        norm_cfg: mm config of the norms.
-        drop_path_rate: Probability of dropping the residual branch, in [0, 1).
-        deploy: Whether to build the deployment form: convolutions with biases.
+    The arguments are those of `ConvFFN`.
     """
 
     def __init__(
@@ -48,13 +43,8 @@ class _Residual(nn.Module):
 class RepLKBlock(_Residual):
     """Norm, 1 x 1, ReLU, large kernel, ReLU, 1 x 1; a norm after each convolution.
 
-    Args:
-        channels: C.
-        mixer: Token mixer of (N, hidden_channels, H, W) maps, norms included.
-        hidden_channels: Channels that the mixer sees.
-        norm_cfg: mm config of the norms.
-        drop_path_rate: Probability of dropping the residual branch, in [0, 1).
-        deploy: Whether to build the deployment form.
+    The arguments are those of `ConvFFN` and ``mixer``, a token mixer of
+    (N, hidden_channels, H, W) maps, norms included.
     """
 
     def __init__(
@@ -82,7 +72,7 @@ class ConvFFN(_Residual):
         hidden_channels: Channels between the two 1 x 1 convolutions.
         norm_cfg: mm config of the norms.
         drop_path_rate: Probability of dropping the residual branch, in [0, 1).
-        deploy: Whether to build the deployment form.
+        deploy: Whether to build the deployment form: convolutions with biases.
     """
 
     def between(self, x: Tensor) -> Tensor:

@@ -24,18 +24,17 @@ class Columns {
         first_(columns_from(first)),
         second_(columns_from(second)) {}
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
+  PELK_INLINE Complex load(int64_t i) const {
     const int64_t row = i - top_;
-    const bool inside = uint64_t(row) < uint64_t(plane_.height);
-    *re = inside ? get(row, first_) : Vec{};
-    *im = inside ? get(row, second_) : Vec{};
+    if (uint64_t(row) >= uint64_t(plane_.height)) return {Vec{}, Vec{}};
+    return {get(row, first_), get(row, second_)};
   }
 
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
     const int64_t row = i - top_;
     if (uint64_t(row) >= uint64_t(plane_.height)) return;
-    put(row, first_, re);
-    put(row, second_, im);
+    put(row, first_, z.re);
+    put(row, second_, z.im);
   }
 
  private:
@@ -93,20 +92,19 @@ struct WholeColumns {
   int64_t pitch, half, top, height;
   float bias;
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
+  PELK_INLINE Complex load(int64_t i) const {
     const int64_t row = i - top;
-    const bool inside = uint64_t(row) < uint64_t(height);
+    if (uint64_t(row) >= uint64_t(height)) return {Vec{}, Vec{}};
     const float* from = data + row * pitch;
-    *re = inside ? pelk::PELK_ISA::load(from) : Vec{};
-    *im = inside ? pelk::PELK_ISA::load(from + half) : Vec{};
+    return {pelk::PELK_ISA::load(from), pelk::PELK_ISA::load(from + half)};
   }
 
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
     const int64_t row = i - top;
     if (uint64_t(row) >= uint64_t(height)) return;
     float* to = data + row * pitch;
-    pelk::PELK_ISA::store(to, re + bias);
-    pelk::PELK_ISA::store(to + half, im + bias);
+    pelk::PELK_ISA::store(to, z.re + bias);
+    pelk::PELK_ISA::store(to + half, z.im + bias);
   }
 };
 
@@ -125,22 +123,6 @@ void with_columns(const Plane& plane, int64_t top, int64_t first, int64_t half,
 
 // The distance from a column that is a real part to the one that is its imaginary part.
 int64_t half_of(int64_t width) { return round_up((width + 1) / 2, kLanes); }
-
-// A kernel's axis clipped to an input of `size` pixels: the `count` taps that are valid
-// (within the input) for some output pixel.
-struct ClippedAxis {
-  int64_t crop, radius, count;  // `crop` taps are cut off at either end
-
-  ClippedAxis(const Axis& axis, int64_t size)
-      : crop(larger(0, axis.radius - (size - 1))),
-        radius(axis.radius - crop),
-        count(2 * radius + 1) {}
-
-  // The first tap of a cell, within [0, count].
-  int64_t begin(const Axis& axis, int cell) const {
-    return smaller(count, larger(0, axis.start[cell] - crop));
-  }
-};
 
 Plane image(const Images& images, int64_t n) {
   return {static_cast<const char*>(images.first.data) + n * images.stride,

@@ -2,7 +2,6 @@
 // nothing of torch, so it outlives torch's releases.
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <vector>
@@ -103,16 +102,14 @@ struct FourierCall {
         problem{},
         kernels(job->horizontal_length ? *kernels_of(job).fft
                                        : *kernels_of(job).column_fft) {
-    rows.clip(job->height);
-    problem.rows = rows.axis();
-    // The input is placed half a kernel from the origin.
+    // The input is placed half a kernel, clipped to the input, from the origin.
     problem.vertical =
-        plan_transform(job->vertical_length, job->height + problem.rows.radius);
-    if (job->horizontal_length) cols.clip(job->width);
-    problem.cols = cols.axis();
+        plan_transform(job->vertical_length, job->height + rows.clip(job->height));
     if (job->horizontal_length)
       problem.horizontal =
-          plan_transform(job->horizontal_length, job->width + problem.cols.radius);
+          plan_transform(job->horizontal_length, job->width + cols.clip(job->width));
+    problem.rows = rows.axis();
+    problem.cols = cols.axis();
     problem.width = job->width;
   }
 };
@@ -169,8 +166,8 @@ PELK_EXPORT int pelk_transpose(const Job* job, const Tensor* from, const Tensor*
               from->row_stride,
               const_cast<char*>(to->data) +
                   (n * to->batch_stride + j * to->row_stride + i) * size,
-              to->row_stride, rows - i < kBlock ? rows - i : kBlock,
-              cols - j < kBlock ? cols - j : kBlock, Type(job->type));
+              to->row_stride, std::min(rows - i, kBlock), std::min(cols - j, kBlock),
+              Type(job->type));
   });
 }
 
@@ -197,18 +194,11 @@ PELK_EXPORT int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* 
                                  float* result) {
   const DirectKernels& kernels = *kernels_of(job).direct;
   const KernelSize kernel = {job->kernel_rows, job->kernel_cols};
-  const int64_t taps = kernel_size(job);
-  const size_t sums_bytes = whole_lines(taps * sizeof(double));
-  const size_t bytes =
-      sums_bytes + kernels.weight_grad_scratch(kernel, job->height, job->width);
+  const size_t bytes = kernels.weight_grad_scratch(kernel, job->height, job->width);
   // A channel is one item: its sum over the batch has one order.
   return for_each(job, job->channels, bytes, [&](int64_t c, char* memory) {
-    double* sums = reinterpret_cast<double*>(memory);
-    std::memset(sums, 0, sums_bytes);
-    for (int64_t n = 0; n < job->batch; ++n)
-      kernels.weight_grad(kernel, plane_of(job, x, n, c), plane_of(job, grad, n, c), sums,
-                          memory + sums_bytes);
-    for (int64_t i = 0; i < taps; ++i) result[c * taps + i] = float(sums[i]);
+    kernels.weight_grad(kernel, images_of(job, x, c), images_of(job, grad, c),
+                        result + c * kernel_size(job), memory);
   });
 }
 

@@ -21,25 +21,25 @@ namespace {
 
 // Spectra of complex columns, two real ones each: [position][part][complex column].
 struct Spectra {
+  Transform vertical;
   float* data;
   int64_t width;  // real columns
   int64_t half;   // complex columns
   int64_t pitch;  // floats from one position to the next
 
-  // Rows a power of two apart would contend for the same few cache sets.
-  static int64_t pitch_of(int64_t width) { return 2 * half_of(width) + kLanes; }
-
-  static Spectra take(Arena& arena, const Transform& vertical, int64_t width) {
-    return {arena.take<float>(vertical.length * pitch_of(width)), width, half_of(width),
-            pitch_of(width)};
+  Spectra(Arena& arena, const Transform& vertical, int64_t width)
+      : vertical(vertical), width(width), half(half_of(width)) {
+    // Rows a power of two apart would contend for the same few cache sets.
+    pitch = 2 * half + kLanes;
+    data = arena.take<float>(vertical.length * pitch);
   }
 
-  float* at(const Transform& vertical, int64_t frequency) const {
+  float* at(int64_t frequency) const {
     return data + vertical.position[frequency] * pitch;
   }
   // Where a real column has the conjugate of what it has at `frequency`.
-  float* mirrored(const Transform& vertical, int64_t frequency) const {
-    return at(vertical, frequency ? vertical.length - frequency : 0);
+  float* mirrored(int64_t frequency) const {
+    return at(frequency ? vertical.length - frequency : 0);
   }
 };
 
@@ -59,32 +59,31 @@ struct Panel {
 };
 
 // The plane's first row becomes point `top` of the transforms.
-void transform_columns(const Transform& vertical, const Plane& x, int64_t top,
-                       const Spectra& spectra, const Points& points) {
+void transform_columns(const Plane& x, int64_t top, const Spectra& spectra,
+                       const Points& points) {
   for (int64_t begin = 0; begin < spectra.half; begin += kLanes)
     with_columns(x, top, begin, spectra.half, 0.0f, [&](const auto& columns) {
-      transform<kForward>(vertical, columns, points,
+      transform<kForward>(spectra.vertical, columns, points,
                           Panel{spectra.data + begin, spectra.pitch, spectra.half});
     });
 }
 
 // Transforms back into a plane, `length` times too large, and adds `bias`.
-void inverse_columns(const Transform& vertical, const Spectra& spectra, const Plane& y,
-                     int64_t top, float bias, const Points& points) {
+void inverse_columns(const Spectra& spectra, const Plane& y, int64_t top, float bias,
+                     const Points& points) {
   for (int64_t begin = 0; begin < spectra.half; begin += kLanes)
     with_columns(y, top, begin, spectra.half, bias, [&](const auto& columns) {
-      transform<kInverse>(vertical,
+      transform<kInverse>(spectra.vertical,
                           Panel{spectra.data + begin, spectra.pitch, spectra.half},
                           points, columns);
     });
 }
 
 // Separates the real columns' spectra at a frequency, at two times their scale.
-void unpack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
-            float* re, float* im) {
+void unpack(const Spectra& spectra, int64_t frequency, float* re, float* im) {
   const int64_t half = spectra.half;
-  const float* here = spectra.at(vertical, frequency);
-  const float* mirrored = spectra.mirrored(vertical, frequency);
+  const float* here = spectra.at(frequency);
+  const float* mirrored = spectra.mirrored(frequency);
   for (int64_t i = 0; i < half; i += kLanes) {
     const Vec here_re = load(here + i), here_im = load(here + half + i);
     const Vec mirrored_re = load(mirrored + i), mirrored_im = load(mirrored + half + i);
@@ -100,11 +99,10 @@ void unpack(const Transform& vertical, const Spectra& spectra, int64_t frequency
 }
 
 // Combines the real columns' spectra at a frequency: the inverse of `unpack`.
-void pack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
-          const float* re, const float* im) {
+void pack(const Spectra& spectra, int64_t frequency, const float* re, const float* im) {
   const int64_t half = spectra.half;
-  float* here = spectra.at(vertical, frequency);
-  float* mirrored = spectra.mirrored(vertical, frequency);
+  float* here = spectra.at(frequency);
+  float* mirrored = spectra.mirrored(frequency);
   for (int64_t i = 0; i < half; i += kLanes) {
     const Vec first_re = load(re + i), first_im = load(im + i);
     const Vec second_re = load(re + half + i), second_im = load(im + half + i);
@@ -247,9 +245,9 @@ struct Scratch {
   int32_t *begin, *end;  // per vector, its valid cells
 
   Scratch(Arena& arena, const FourierProblem& f)
-      : x(Spectra::take(arena, f.vertical, f.width)),
-        grad(Spectra::take(arena, f.vertical, f.width)),
-        kernel(Spectra::take(arena, f.vertical, f.cols.cells)),
+      : x(Spectra(arena, f.vertical, f.width)),
+        grad(Spectra(arena, f.vertical, f.width)),
+        kernel(Spectra(arena, f.vertical, f.cols.cells)),
         points{arena.take<float>(f.vertical.length * kPoint)},
         halo(round_up(f.cols.radius, kLanes)),
         width(2 * half_of(f.width)) {
@@ -282,9 +280,14 @@ Boxes lay_out(const FourierProblem& f, const Scratch& scratch) {
   for (int b = 0; b < cols.cells; ++b)
     scratch.offset[b] =
         cols.level[b] * scratch.line + scratch.halo - cols.radius + cols.start[b];
-  for (int64_t v = 0; v < scratch.width / kLanes; ++v)
-    valid_cells(cols, v * kLanes, (v + 1) * kLanes - 1, f.width, scratch.begin + v,
-                scratch.end + v);
+  for (int64_t v = 0; v < scratch.width / kLanes; ++v) {
+    const ValidTaps taps(cols.taps, v * kLanes, (v + 1) * kLanes - 1, f.width);
+    int32_t begin = 0, end = cols.cells;
+    while (begin < end && cols.start[begin + 1] <= taps.begin) ++begin;
+    while (end > begin && cols.start[end - 1] >= taps.end) --end;
+    scratch.begin[v] = begin;
+    scratch.end[v] = end;
+  }
   return {scratch.lines, step, scratch.offset};
 }
 
@@ -292,7 +295,7 @@ Boxes lay_out(const FourierProblem& f, const Scratch& scratch) {
 void read_row(const FourierProblem& f, const Spectra& spectra, int64_t frequency,
               const Scratch& scratch) {
   float* row = scratch.lines + scratch.halo;
-  unpack(f.vertical, spectra, frequency, row, row + scratch.line_step(f.cols));
+  unpack(spectra, frequency, row, row + scratch.line_step(f.cols));
   add_box_sums(scratch.lines, scratch.line, 2, f.cols, scratch.halo,
                scratch.halo + scratch.width);
 }
@@ -332,11 +335,11 @@ void transform_weight(const FourierProblem& f, const float* weight, bool flipped
     for (int row = rows.start[a]; row < rows.start[a + 1]; ++row)
       for (int b = 0; b < cells; ++b)
         *tap++ = scale * weight[a * cells + (flipped ? cells - 1 - b : b)];
-  transform_columns(f.vertical, {scratch.taps, rows.taps, cells, kFloat32}, 0,
-                    scratch.kernel, scratch.points);
+  transform_columns({scratch.taps, rows.taps, cells, kFloat32}, 0, scratch.kernel,
+                    scratch.points);
   for (int64_t k = 0; k <= f.vertical.length / 2; ++k) {
     float* to = scratch.weight_at(k);
-    unpack(f.vertical, scratch.kernel, k, to, to + 2 * scratch.kernel.half);
+    unpack(scratch.kernel, k, to, to + 2 * scratch.kernel.half);
   }
 }
 
@@ -354,28 +357,6 @@ void add_sums(const Axis& cols, int64_t frequency, const Scratch& scratch) {
     }
 }
 
-// Prefetches a plane into the second-level cache while the rows of a spectrum are
-// processed.
-struct Prefetcher {
-  const char* lines;
-  int64_t step;
-
-  Prefetcher(const Plane& plane, int64_t frequencies)
-      : lines(static_cast<const char*>(plane.data)),
-        step((bytes_to_read(plane) + frequencies - 1) / frequencies) {}
-
-  void prefetch(int64_t frequency) const {
-    for (int64_t at = 0; at < step; at += kLine)
-      __builtin_prefetch(lines + frequency * step + at, 0, 2);
-  }
-};
-
-size_t scratch_size(const FourierProblem& f) {
-  Arena arena = {nullptr, 0};
-  Scratch(arena, f);
-  return arena.used;
-}
-
 void convolve(const FourierProblem& f, const Images& x, const float* weight, float bias,
               const Images& y, void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
@@ -385,16 +366,16 @@ void convolve(const FourierProblem& f, const Images& x, const float* weight, flo
   transform_weight(f, weight, false, scratch);
   const Boxes boxes = lay_out(f, scratch);
   for (int64_t n = 0; n < x.count; ++n) {
-    transform_columns(vertical, image(x, n), f.rows.radius, scratch.x, scratch.points);
+    transform_columns(image(x, n), f.rows.radius, scratch.x, scratch.points);
     const Prefetcher out(image(y, n), frequencies), next(next_image(x, n), frequencies);
     for (int64_t k = 0; k < frequencies; ++k) {
       read_row(f, scratch.x, k, scratch);
       out.prefetch(k);
       run_row<Mix::kConjugate, false>(f.cols, boxes, k, scratch);
-      pack(vertical, scratch.x, k, scratch.re, scratch.im);
+      pack(scratch.x, k, scratch.re, scratch.im);
       next.prefetch(k);
     }
-    inverse_columns(vertical, scratch.x, image(y, n), 0, bias, scratch.points);
+    inverse_columns(scratch.x, image(y, n), 0, bias, scratch.points);
   }
 }
 
@@ -416,34 +397,32 @@ void gradients(const FourierProblem& f, const Images& x, const Images& grad,
                    : grad_x     ? run_row<Mix::kPlain, true>
                                 : run_row<Mix::kNone, true>;
   for (int64_t n = 0; n < grad.count; ++n) {
-    transform_columns(vertical, image(grad, n), 0, scratch.grad, scratch.points);
+    transform_columns(image(grad, n), 0, scratch.grad, scratch.points);
     if (grad_weight)
-      transform_columns(vertical, image(x, n), rows.radius, scratch.x, scratch.points);
+      transform_columns(image(x, n), rows.radius, scratch.x, scratch.points);
     const Prefetcher out(grad_x ? image(*grad_x, n) : Plane{}, frequencies);
     const Prefetcher next_grad(next_image(grad, n), frequencies);
     const Prefetcher next_x(grad_weight ? next_image(x, n) : Plane{}, frequencies);
     for (int64_t k = 0; k < frequencies; ++k) {
       read_row(f, scratch.grad, k, scratch);
       next_grad.prefetch(k);
-      if (grad_weight) unpack(vertical, scratch.x, k, scratch.re, scratch.im);
+      if (grad_weight) unpack(scratch.x, k, scratch.re, scratch.im);
       next_x.prefetch(k);
       run(cols, boxes, k, scratch);
       if (grad_weight) add_sums(cols, k, scratch);
-      if (grad_x) pack(vertical, scratch.grad, k, scratch.re, scratch.im);
+      if (grad_x) pack(scratch.grad, k, scratch.re, scratch.im);
       out.prefetch(k);
     }
     if (grad_x)
-      inverse_columns(vertical, scratch.grad, image(*grad_x, n), rows.radius, 0.0f,
-                      scratch.points);
+      inverse_columns(scratch.grad, image(*grad_x, n), rows.radius, 0.0f, scratch.points);
   }
   if (!grad_weight) return;
   for (int64_t k = 0; k < frequencies; ++k) {
     const float* sums = scratch.sums_at(k);
-    pack(vertical, scratch.kernel, k, sums, sums + 2 * scratch.kernel.half);
+    pack(scratch.kernel, k, sums, sums + 2 * scratch.kernel.half);
   }
-  inverse_columns(vertical, scratch.kernel,
-                  {scratch.taps, rows.taps, cols.cells, kFloat32}, 0, 0.0f,
-                  scratch.points);
+  inverse_columns(scratch.kernel, {scratch.taps, rows.taps, cols.cells, kFloat32}, 0,
+                  0.0f, scratch.points);
   const double scale = 0.25 / double(vertical.length);
   for (int a = 0; a < rows.cells; ++a)
     for (int b = 0; b < cols.cells; ++b) {
@@ -456,7 +435,8 @@ void gradients(const FourierProblem& f, const Images& x, const Images& grad,
 
 }  // namespace
 
-extern const FourierKernels column_fft_kernels = {scratch_size, convolve, gradients};
+extern const FourierKernels column_fft_kernels = {bytes_of<Scratch, FourierProblem>,
+                                                  convolve, gradients};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -19,13 +19,12 @@ constexpr int64_t kStripWidth = 128;
 // ---------------------------------------------------------------- register tiles
 
 // out[j * pitch + x..] = sum over source rows i and taps b in [b0, b1) of
-// weight[(i - j) * width + b] * rows[i][x + b..]. There are `height` rows of weights, at
-// least kRows, and height + kRows - 1 source rows; those outside of [begin, end) are zero
-// and not read.
+// weight[(i - j) * width + b] * rows[i][x + b..]; a null row is one of zeros. There are
+// `height` rows of weights, at least kRows, and height + kRows - 1 source rows.
 struct Gather {
   const float* const* rows;
   const float* weight;
-  int64_t height, width, begin, end;
+  int64_t height, width;
   float* out;
   int64_t pitch;
 };
@@ -35,7 +34,7 @@ PELK_NOINLINE void gather(const Gather& g, int64_t x, int64_t b0, int64_t b1) {
   Vec sums[kRows][kVectors] = {};
   // Source row i contributes to output rows [first, last).
   const auto add = [&](int64_t i, auto first, auto last) __attribute__((always_inline)) {
-    if (i < g.begin || i >= g.end) return;
+    if (!g.rows[i]) return;
     const float* from = g.rows[i] + x;
     const float* weight = g.weight + i * g.width;
     // Summed by source row: a chain of all taps would round more.
@@ -152,22 +151,23 @@ void read_row(float* to, int64_t size, const Plane& x, int64_t row, const Strip&
 // ---------------------------------------------------------------- convolution
 
 struct GatherScratch {
-  int64_t count;  // source rows at hand
-  float** rows;   // where they lie
-  float *lines, *out;
+  int64_t count;       // source rows at hand
+  float* lines;        // their values
+  float** line;        // per source row, where it lies
+  const float** rows;  // the same, null outside the map
+  float* out;          // output rows
 
   GatherScratch(Arena& arena, const KernelSize& kernel, const Strip& strip) {
     count = kernel.height + kGatherRows - 1;
-    rows = arena.take<float*>(count);
     lines = arena.take<float>(count * strip.line);
+    line = arena.take<float*>(count);
+    rows = arena.take<const float*>(count);
     out = arena.take<float>(kGatherRows * strip.pitch);
   }
 };
 
 size_t convolve_scratch(const KernelSize& kernel, int64_t width) {
-  Arena arena = {nullptr, 0};
-  GatherScratch(arena, kernel, Strip(width, kernel.width, 0));
-  return arena.used;
+  return bytes_of<GatherScratch>(kernel, Strip(width, kernel.width, 0));
 }
 
 void convolve(const KernelSize& kernel, const Plane& x, const float* weight, float bias,
@@ -177,19 +177,22 @@ void convolve(const KernelSize& kernel, const Plane& x, const float* weight, flo
   Arena arena = {static_cast<char*>(memory), 0};
   const GatherScratch scratch(arena, kernel, strip);
   for (int64_t i = 0; i < scratch.count; ++i)
-    scratch.rows[i] = scratch.lines + i * strip.line;
-  const int64_t most = smaller(kGatherRows, kernel.height), radius = kernel.height / 2;
+    scratch.line[i] = scratch.lines + i * strip.line;
+  const int64_t most = smaller(kGatherRows, kernel.height);
+  const Gather g = {scratch.rows, weight,      kernel.height,
+                    kernel.width, scratch.out, strip.pitch};
   const int64_t vectors = strip.padded / kLanes;
 
   int64_t known = 0;  // source rows that the group before has left at the front
   for (int64_t top = 0; top < x.height; top += most) {
     const int64_t group = smaller(most, x.height - top);
     const int64_t needed = kernel.height + group - 1;
-    const Gather g = {scratch.rows, weight,       kernel.height,
-                      kernel.width, radius - top, x.height + radius - top,
-                      scratch.out,  strip.pitch};
-    for (int64_t i = larger(known, g.begin); i < smaller(needed, g.end); ++i)
-      read_row(scratch.rows[i], strip.line, x, top - radius + i, strip, kernel.width / 2);
+    for (int64_t i = known; i < needed; ++i) {
+      const int64_t row = top - kernel.height / 2 + i;
+      const bool inside = row >= 0 && row < x.height;
+      scratch.rows[i] = inside ? scratch.line[i] : nullptr;
+      if (inside) read_row(scratch.line[i], strip.line, x, row, strip, kernel.width / 2);
+    }
     for (int64_t v = 0; v < vectors;) {
       const int64_t tile = smaller(vectors - v, kGatherVectors);
       const int64_t first = strip.begin + v * kLanes;
@@ -207,9 +210,10 @@ void convolve(const KernelSize& kernel, const Plane& x, const float* weight, flo
     // The next group starts `group` rows on: its first rows are at hand.
     known = needed - group;
     for (int64_t i = 0; i < known; ++i) {
-      float* freed = scratch.rows[i];
+      float* freed = scratch.line[i];
+      scratch.line[i] = scratch.line[i + group];
+      scratch.line[i + group] = freed;
       scratch.rows[i] = scratch.rows[i + group];
-      scratch.rows[i + group] = freed;
     }
   }
 }
@@ -225,7 +229,8 @@ struct WeightGradScratch {
   int64_t chunk;
   float* lines;  // a chunk's rows of the input
   float* grads;  // a band's rows of the output's gradient
-  float* sums;   // one vector per tap
+  float* sums;   // of a strip of a plane, one vector per tap
+  double* totals;
 
   WeightGradScratch(Arena& arena, const KernelSize& kernel, const Strip& strip,
                     int64_t height) {
@@ -234,20 +239,18 @@ struct WeightGradScratch {
     lines = arena.take<float>(strip.line * chunk);
     grads = arena.take<float>(band_rows * strip.pitch);
     sums = arena.take<float>(kernel.height * kernel.width * kLanes);
+    totals = arena.take<double>(kernel.height * kernel.width);
   }
 };
 
 size_t weight_grad_scratch(const KernelSize& kernel, int64_t height, int64_t width) {
-  Arena arena = {nullptr, 0};
-  WeightGradScratch(arena, kernel, Strip(width, kernel.width, 0), height);
-  return arena.used;
+  return bytes_of<WeightGradScratch>(kernel, Strip(width, kernel.width, 0), height);
 }
 
-void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                          const Strip& strip, double* totals, void* memory) {
+// Adds what a strip of a plane contributes to the totals.
+void add_strip(const KernelSize& kernel, const Plane& x, const Plane& grad,
+               const Strip& strip, const WeightGradScratch& scratch) {
   const int64_t height = x.height, radius = kernel.height / 2;
-  Arena arena = {static_cast<char*>(memory), 0};
-  const WeightGradScratch scratch(arena, kernel, strip, height);
   const ValidTaps across(kernel.width, strip.begin, strip.begin + strip.width - 1,
                          x.width);
   const int64_t taps = kernel.height * kernel.width;
@@ -287,16 +290,23 @@ void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane&
     double parts[4] = {};
     for (int lane = 0; lane < kLanes; lane += 4)
       for (int k = 0; k < 4; ++k) parts[k] += scratch.sums[i * kLanes + lane + k];
-    totals[i] += (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    scratch.totals[i] += (parts[0] + parts[1]) + (parts[2] + parts[3]);
   }
 }
 
-void weight_grad(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                 double* totals, void* memory) {
-  for (int64_t index = 0; index < strip_count(x.width); ++index) {
-    const Strip strip(x.width, kernel.width, index);
-    if (strip.width) weight_grad_of_strip(kernel, x, grad, strip, totals, memory);
-  }
+void weight_grad(const KernelSize& kernel, const Images& x, const Images& grad,
+                 float* result, void* memory) {
+  const int64_t width = x.first.width, taps = kernel.height * kernel.width;
+  Arena arena = {static_cast<char*>(memory), 0};
+  const WeightGradScratch scratch(arena, kernel, Strip(width, kernel.width, 0),
+                                  x.first.height);
+  for (int64_t i = 0; i < taps; ++i) scratch.totals[i] = 0.0;
+  for (int64_t n = 0; n < x.count; ++n)
+    for (int64_t index = 0; index < strip_count(width); ++index) {
+      const Strip strip(width, kernel.width, index);
+      if (strip.width) add_strip(kernel, image(x, n), image(grad, n), strip, scratch);
+    }
+  for (int64_t i = 0; i < taps; ++i) result[i] = float(scratch.totals[i]);
 }
 
 }  // namespace

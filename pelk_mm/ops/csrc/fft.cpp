@@ -169,36 +169,26 @@ Points rows_of(const FourierProblem& f, float* spectrum, int64_t block) {
   return {spectrum + block * f.horizontal.length * kPoint};
 }
 
-// The same, and while a pass goes through all blocks it prefetches a plane that is needed
-// soon into the second-level cache, a few cache lines per point.
+// The same, and while a pass goes through all blocks it prefetches a plane.
 struct PrefetchingPoints {
   Points points;
-  const char* lines;
-  int64_t step;
+  Prefetcher plane;
+  int64_t first;
 
   PELK_INLINE Complex load(int64_t i) const {
-    prefetch(i);
+    plane.prefetch(first + i);
     return points.load(i);
   }
   PELK_INLINE void store(int64_t i, const Complex& z) const {
-    prefetch(i);
+    plane.prefetch(first + i);
     points.store(i, z);
-  }
-
- private:
-  PELK_INLINE void prefetch(int64_t i) const {
-    for (int64_t at = i * step; at < (i + 1) * step; at += kLine)
-      __builtin_prefetch(lines + at, 0, 2);
   }
 };
 
 PrefetchingPoints prefetching(const FourierProblem& f, float* spectrum, int64_t block,
                               const Plane& plane) {
-  const int64_t points = block_count(f) * f.horizontal.length;
-  const int64_t step = round_up((bytes_to_read(plane) + points - 1) / points, kLine);
-  return {rows_of(f, spectrum, block),
-          static_cast<const char*>(plane.data) + block * f.horizontal.length * step,
-          step};
+  const int64_t width = f.horizontal.length;
+  return {rows_of(f, spectrum, block), {plane, block_count(f) * width}, block * width};
 }
 
 // ---------------------------------------------------------------- products of spectra
@@ -246,26 +236,16 @@ void multiply_packed(const Transform& horizontal, const float* a, const float* b
 template <bool kConjugate, bool kAdd>
 void multiply(const FourierProblem& f, int64_t block, const Points& first,
               const Points& second, const Points& result, Packed* products) {
-  const float *a = first.data, *b = second.data;
   float* out = result.data;
-  if (block == 0) multiply_packed<kConjugate, kAdd>(f.horizontal, a, b, out, products);
-  for (int64_t i = 0; i < f.horizontal.length * kPoint; i += kPoint) {
-    const Vec a_re = load(a + i), a_im = load(a + i + kLanes);
-    const Vec b_re = load(b + i), b_im = load(b + i + kLanes);
-    Vec re, im;
-    if (kConjugate) {
-      re = a_re * b_re + a_im * b_im;
-      im = a_im * b_re - a_re * b_im;
-    } else {
-      re = a_re * b_re - a_im * b_im;
-      im = a_im * b_re + a_re * b_im;
-    }
-    if (kAdd) {
-      re += load(out + i);
-      im += load(out + i + kLanes);
-    }
-    store(out + i, re);
-    store(out + i + kLanes, im);
+  if (block == 0)
+    multiply_packed<kConjugate, kAdd>(f.horizontal, first.data, second.data, out,
+                                      products);
+  for (int64_t i = 0; i < f.horizontal.length; ++i) {
+    const Complex a = first.load(i), b = second.load(i);
+    const Complex product =
+        kConjugate ? Complex{a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im}
+                   : Complex{a.re * b.re - a.im * b.im, a.im * b.re + a.re * b.im};
+    result.store(i, kAdd ? product + result.load(i) : product);
   }
   for (int64_t i = 0; block == 0 && i < f.horizontal.length; ++i) {
     out[i * kPoint] = products[i].re;
@@ -310,12 +290,6 @@ void transform_weight(const FourierProblem& f, const float* weight,
     const Points points = rows_of(f, scratch.weight, block);
     transform<kForward>(f.horizontal, points, points, points);
   }
-}
-
-size_t scratch_size(const FourierProblem& f) {
-  Arena arena = {nullptr, 0};
-  Scratch(arena, f);
-  return arena.used;
 }
 
 void convolve(const FourierProblem& f, const Images& x, const float* weight, float bias,
@@ -397,7 +371,8 @@ void gradients(const FourierProblem& f, const Images& x, const Images& grad,
 
 }  // namespace
 
-extern const FourierKernels fft_kernels = {scratch_size, convolve, gradients};
+extern const FourierKernels fft_kernels = {bytes_of<Scratch, FourierProblem>, convolve,
+                                           gradients};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

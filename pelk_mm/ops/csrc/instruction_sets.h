@@ -11,23 +11,17 @@ struct InstructionSet {
   bool (*supported)();  // by this processor
 };
 
-#ifdef PELK_X86
-inline bool supports_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("fma");
-}
-
-inline bool supports_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-#endif
-
 // Best first, ended by one without a name.
-constexpr InstructionSet instruction_sets[] = {
+const InstructionSet instruction_sets[] = {
 #ifdef PELK_X86
-    {"avx512", &avx512::kernels, supports_avx512},
-    {"avx2", &avx2::kernels, supports_avx2},
+    {"avx512", &avx512::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("fma");
+     }},
+    {"avx2", &avx2::kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {"portable", &portable::kernels, [] { return true; }},
     {},

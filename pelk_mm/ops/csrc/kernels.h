@@ -80,9 +80,8 @@ struct DirectKernels {
   // One strip of one plane's output.
   void (*convolve)(const KernelSize& kernel, const Plane& x, const float* weight,
                    float bias, const Plane& y, int64_t strip, void* scratch);
-  // Adds one plane's share to `sums`, one per tap.
-  void (*weight_grad)(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                      double* sums, void* scratch);
+  void (*weight_grad)(const KernelSize& kernel, const Images& x, const Images& grad,
+                      float* result, void* scratch);
 };
 
 // Convolutions by Fourier transforms, one channel of all images at a time; weights

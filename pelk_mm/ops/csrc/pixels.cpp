@@ -242,16 +242,10 @@ void weight_grad(const PixelProblem& problem, const Pixels& x, const Pixels& gra
           float(sums.total[tap * kLanes + lane]);
 }
 
-size_t scratch_size(const PixelProblem& problem) {
-  Arena arena = {nullptr, 0};
-  Sums(arena, problem);
-  return arena.used;
-}
-
 }  // namespace
 
-extern const PixelKernels pixel_kernels = {kLanes, channel_of, scratch_size, convolve,
-                                           weight_grad};
+extern const PixelKernels pixel_kernels = {
+    kLanes, channel_of, bytes_of<Sums, PixelProblem>, convolve, weight_grad};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -78,23 +78,25 @@ AxisPlan::AxisPlan(const int32_t* grid, int32_t cells, bool flip) {
   }
 }
 
-void AxisPlan::clip(int64_t size) {
-  const int32_t crop = std::max(0, start_.back() / 2 - int32_t(size - 1));
-  const int32_t taps = start_.back() - 2 * crop;
-  for (int32_t& start : start_) start = std::clamp(start - crop, 0, taps);
+int32_t AxisPlan::clip(int64_t size) {
+  const int32_t whole = start_.back() / 2;
+  const int32_t radius = int32_t(std::clamp<int64_t>(size - 1, 0, whole));
+  for (int32_t& start : start_)
+    start = std::clamp(start - (whole - radius), 0, 2 * radius + 1);
+  return radius;
 }
 
 // The level of sums of `size` taps: twice half of them where that is a power of two,
 // else the largest power of two below and the rest.
 int32_t AxisPlan::level_of(int32_t size) {
-  for (size_t q = 0; q < sizes_.size(); ++q)
-    if (sizes_[q] == size) return int32_t(q);
+  if (size == 1) return 0;
+  for (size_t q = 0; q < levels_.size(); ++q)
+    if (levels_[q].size == size) return int32_t(q + 1);
   int32_t shift = 1;
   while (2 * shift < size) shift *= 2;
   const int32_t first = level_of(shift);
   const int32_t second = level_of(size - shift);
   levels_.push_back({first, second, size, shift});
-  sizes_.push_back(size);
   return int32_t(levels_.size());
 }
 

@@ -15,8 +15,9 @@ class AxisPlan {
   AxisPlan(const int32_t* grid, int32_t cells, bool flip);
   AxisPlan(const AxisPlan&) = delete;
 
-  // Leaves only the taps that are valid for some output of an input of `size` pixels.
-  void clip(int64_t size);
+  // Leaves only the taps that are valid for some output of an input of `size` pixels;
+  // returns the radius.
+  int32_t clip(int64_t size);
   Axis axis() const;
 
  private:
@@ -24,7 +25,6 @@ class AxisPlan {
 
   std::vector<int32_t> start_ = {0}, level_;
   std::vector<Level> levels_;
-  std::vector<int32_t> sizes_ = {1};  // per level, the taps that it sums
 };
 
 // A transform of at least `least` points. Valid until the thread ends. Throws

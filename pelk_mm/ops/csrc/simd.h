@@ -200,6 +200,11 @@ inline void write(void* data, int64_t at, const float* from, int64_t n, float bi
   }
 }
 
+inline Plane image(const Images& images, int64_t n) {
+  return {static_cast<const char*>(images.first.data) + n * images.stride,
+          images.first.height, images.first.width, images.first.type};
+}
+
 // Divides a thread's scratch memory into aligned pieces. With a null base it only adds up
 // their sizes.
 struct Arena {
@@ -212,6 +217,14 @@ struct Arena {
     return piece;
   }
 };
+
+// Bytes of the pieces that a structure takes; its first argument is the arena.
+template <class Pieces, class... Arguments>
+size_t bytes_of(const Arguments&... arguments) {
+  Arena arena = {nullptr, 0};
+  Pieces(arena, arguments...);
+  return arena.used;
+}
 
 }  // namespace
 }  // namespace PELK_ISA

@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CSRC = Path('pelk_mm') / 'ops' / 'csrc'
-LIBRARY_FILES = ('api', 'instruction_sets', 'plan')
+LIBRARY_FILES = ('api', 'plan')
 # Compiled once per instruction set.
 KERNEL_FILES = ('column_fft', 'direct', 'fft', 'kernel_table', 'pixels', 'transpose')
 

@@ -71,16 +71,6 @@ void add_box_sums(float* lines, int64_t line, int64_t count, const Axis& axis,
   }
 }
 
-// The cells with taps that are valid (within [0, size)) for some output in [first, last].
-void valid_cells(const Axis& axis, int64_t first, int64_t last, int64_t size,
-                 int32_t* begin, int32_t* end) {
-  int32_t b = 0, e = axis.cells;
-  while (b < e && last + axis.start[b + 1] - 1 - axis.radius < 0) ++b;
-  while (e > b && first + axis.start[e - 1] - axis.radius >= size) --e;
-  *begin = b;
-  *end = e;
-}
-
 }  // namespace
 }  // namespace PELK_ISA
 }  // namespace pelk

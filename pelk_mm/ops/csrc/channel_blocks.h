@@ -37,25 +37,24 @@ class ChannelBlocks {
     return {reinterpret_cast<float*>(memory), 0, lanes};
   }
 
-  // Reads a block from its first plane; planes are `plane_stride` floats apart.
-  Pixels pack(const float* planes, int64_t plane_stride, char* memory) const {
-    (*kernels_.transpose)(planes, plane_stride, memory, lanes, lanes, pixels_, kFloat32);
+  // Reads a block of an image of planes, of which `stride` is the distance.
+  Pixels pack(const Pixels& planes, int64_t block, char* memory) const {
+    (*kernels_.transpose)(planes.data + first_channel(block) * planes.stride,
+                          planes.stride, memory, lanes, lanes, pixels_, kFloat32);
     return in_memory(memory);
   }
 
-  // Writes a block but for its first `skip` channels, by way of `bytes` of memory if
-  // there are any.
-  void unpack(const Pixels& block, float* planes, int64_t plane_stride, int64_t skip,
+  // Writes a block but for the channels that the one before has, by way of `bytes` of
+  // memory if there are any.
+  void unpack(const Pixels& packed, const Pixels& planes, int64_t block,
               char* memory) const {
-    if (skip == 0) {
-      (*kernels_.transpose)(block.data, lanes, planes, plane_stride, pixels_, lanes,
-                            kFloat32);
-      return;
-    }
-    float* all = reinterpret_cast<float*>(memory);
-    (*kernels_.transpose)(block.data, lanes, all, pixels_, pixels_, lanes, kFloat32);
-    for (int64_t c = skip; c < lanes; ++c)
-      std::memcpy(planes + c * plane_stride, all + c * pixels_, pixels_ * sizeof(float));
+    float* to = planes.data + first_channel(block) * planes.stride;
+    const int64_t skip = skipped(block);
+    float* all = skip ? reinterpret_cast<float*>(memory) : to;
+    (*kernels_.transpose)(packed.data, lanes, all, skip ? pixels_ : planes.stride,
+                          pixels_, lanes, kFloat32);
+    for (int64_t c = skip; skip && c < lanes; ++c)
+      std::memcpy(to + c * planes.stride, all + c * pixels_, pixels_ * sizeof(float));
   }
 
   const int64_t lanes, count;

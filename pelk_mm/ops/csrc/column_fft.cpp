@@ -21,25 +21,25 @@ namespace {
 
 // Spectra of complex columns, two real ones each: [position][part][complex column].
 struct Spectra {
+  Transform vertical;
   float* data;
   int64_t width;  // real columns
   int64_t half;   // complex columns
   int64_t pitch;  // floats from one position to the next
 
-  // Rows a power of two apart would contend for the same few cache sets.
-  static int64_t pitch_of(int64_t width) { return 2 * half_of(width) + kLanes; }
-
-  static Spectra take(Arena& arena, const Transform& vertical, int64_t width) {
-    return {arena.take<float>(vertical.length * pitch_of(width)), width, half_of(width),
-            pitch_of(width)};
+  Spectra(Arena& arena, const Transform& vertical, int64_t width)
+      : vertical(vertical), width(width), half(half_of(width)) {
+    // Rows a power of two apart would contend for the same few cache sets.
+    pitch = 2 * half + kLanes;
+    data = arena.take<float>(vertical.length * pitch);
   }
 
-  float* at(const Transform& vertical, int64_t frequency) const {
+  float* at(int64_t frequency) const {
     return data + vertical.position[frequency] * pitch;
   }
   // Where a real column has the conjugate of what it has at `frequency`.
-  float* mirrored(const Transform& vertical, int64_t frequency) const {
-    return at(vertical, frequency ? vertical.length - frequency : 0);
+  float* mirrored(int64_t frequency) const {
+    return at(frequency ? vertical.length - frequency : 0);
   }
 };
 
@@ -48,42 +48,42 @@ struct Panel {
   float* data;
   int64_t pitch, half;
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    *re = pelk::PELK_ISA::load(data + i * pitch);
-    *im = pelk::PELK_ISA::load(data + i * pitch + half);
+  PELK_INLINE Complex load(int64_t i) const {
+    const float* from = data + i * pitch;
+    return {pelk::PELK_ISA::load(from), pelk::PELK_ISA::load(from + half)};
   }
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    pelk::PELK_ISA::store(data + i * pitch, re);
-    pelk::PELK_ISA::store(data + i * pitch + half, im);
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
+    pelk::PELK_ISA::store(data + i * pitch, z.re);
+    pelk::PELK_ISA::store(data + i * pitch + half, z.im);
   }
 };
 
 // The plane's first row becomes point `top` of the transforms.
-void transform_columns(const Transform& vertical, const Plane& x, int64_t top,
-                       const Spectra& spectra, const Points& points) {
+void transform_columns(const Plane& x, int64_t top, const Spectra& spectra,
+                       const Points& points) {
   for (int64_t begin = 0; begin < spectra.half; begin += kLanes)
     with_columns(x, top, begin, spectra.half, 0.0f, [&](const auto& columns) {
-      forward(vertical, columns, points,
-              Panel{spectra.data + begin, spectra.pitch, spectra.half});
+      transform<kForward>(spectra.vertical, columns, points,
+                          Panel{spectra.data + begin, spectra.pitch, spectra.half});
     });
 }
 
 // Transforms back into a plane, `length` times too large, and adds `bias`.
-void inverse_columns(const Transform& vertical, const Spectra& spectra, const Plane& y,
-                     int64_t top, float bias, const Points& points) {
+void inverse_columns(const Spectra& spectra, const Plane& y, int64_t top, float bias,
+                     const Points& points) {
   for (int64_t begin = 0; begin < spectra.half; begin += kLanes)
     with_columns(y, top, begin, spectra.half, bias, [&](const auto& columns) {
-      inverse(vertical, Panel{spectra.data + begin, spectra.pitch, spectra.half}, points,
-              columns);
+      transform<kInverse>(spectra.vertical,
+                          Panel{spectra.data + begin, spectra.pitch, spectra.half},
+                          points, columns);
     });
 }
 
 // Separates the real columns' spectra at a frequency, at two times their scale.
-void unpack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
-            float* re, float* im) {
+void unpack(const Spectra& spectra, int64_t frequency, float* re, float* im) {
   const int64_t half = spectra.half;
-  const float* here = spectra.at(vertical, frequency);
-  const float* mirrored = spectra.mirrored(vertical, frequency);
+  const float* here = spectra.at(frequency);
+  const float* mirrored = spectra.mirrored(frequency);
   for (int64_t i = 0; i < half; i += kLanes) {
     const Vec here_re = load(here + i), here_im = load(here + half + i);
     const Vec mirrored_re = load(mirrored + i), mirrored_im = load(mirrored + half + i);
@@ -99,11 +99,10 @@ void unpack(const Transform& vertical, const Spectra& spectra, int64_t frequency
 }
 
 // Combines the real columns' spectra at a frequency: the inverse of `unpack`.
-void pack(const Transform& vertical, const Spectra& spectra, int64_t frequency,
-          const float* re, const float* im) {
+void pack(const Spectra& spectra, int64_t frequency, const float* re, const float* im) {
   const int64_t half = spectra.half;
-  float* here = spectra.at(vertical, frequency);
-  float* mirrored = spectra.mirrored(vertical, frequency);
+  float* here = spectra.at(frequency);
+  float* mirrored = spectra.mirrored(frequency);
   for (int64_t i = 0; i < half; i += kLanes) {
     const Vec first_re = load(re + i), first_im = load(im + i);
     const Vec second_re = load(re + half + i), second_im = load(im + half + i);
@@ -137,10 +136,10 @@ constexpr bool kThreeProducts = PELK_REGISTERS >= 32;
 
 // A factor: a number or vectors of them.
 template <class T>
-struct Complex {
+struct Factor {
   T re, im, sum;
 
-  Complex(T re, T im) : re(re), im(im), sum(kThreeProducts ? re + im : T{}) {}
+  Factor(T re, T im) : re(re), im(im), sum(kThreeProducts ? re + im : T{}) {}
 };
 
 // A sum of products of complex vectors.
@@ -148,7 +147,7 @@ struct Products {
   Vec p = {}, q = {}, s = {};
 
   template <class T>
-  PELK_INLINE void add(const Complex<T>& a, const Complex<Vec>& b) {
+  PELK_INLINE void add(const Factor<T>& a, const Factor<Vec>& b) {
     p += a.re * b.re;
     if constexpr (kThreeProducts) {
       q += a.im * b.im;
@@ -170,8 +169,9 @@ struct Products {
 //                     kept as vectors of partial sums
 // `out` may be `own`. The `first` tile of a row sets the sums, later ones add to them.
 template <int kVectors, Mix kMix, bool kCorrelate>
-void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
-              const Row& own, const Row& out, const Row& sums, bool first) {
+PELK_NOINLINE void run_tile(const Boxes& boxes, int64_t x, int b0, int b1,
+                            const Row& weight, const Row& own, const Row& out,
+                            const Row& sums, bool first) {
   constexpr bool kMixes = kMix != Mix::kNone;
   constexpr float kSign = kMix == Mix::kConjugate ? -1.0f : 1.0f;
   Products mixed[kVectors];
@@ -188,11 +188,11 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
     Products conjugate;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const Complex<Vec> box(keep_in_register(load(from + v * kLanes)),
-                             keep_in_register(load(from + boxes.step + v * kLanes)));
+      const Factor<Vec> box(keep_in_register(load(from + v * kLanes)),
+                            keep_in_register(load(from + boxes.step + v * kLanes)));
       if constexpr (kMixes)
-        mixed[v].add(Complex<float>(weight.re[b], kSign * weight.im[b]), box);
-      if constexpr (kCorrelate) conjugate.add(Complex<Vec>(own_re[v], -own_im[v]), box);
+        mixed[v].add(Factor<float>(weight.re[b], kSign * weight.im[b]), box);
+      if constexpr (kCorrelate) conjugate.add(Factor<Vec>(own_re[v], -own_im[v]), box);
     }
     if constexpr (kCorrelate) {
       float *to_re = sums.re + b * kLanes, *to_im = sums.im + b * kLanes;
@@ -213,16 +213,6 @@ void run_tile(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
 constexpr int most_vectors(bool correlate) {
   return (PELK_REGISTERS >= 32 ? 8 : 4) / (correlate ? 2 : 1);
 }
-
-template <Mix kMix, bool kCorrelate>
-struct Tiles {
-  using Tile = void (*)(const Boxes& boxes, int64_t x, int b0, int b1, const Row& weight,
-                        const Row& own, const Row& out, const Row& sums, bool first);
-  template <int, int vectors>
-  static constexpr Tile of() {
-    return run_tile<vectors, kMix, kCorrelate>;
-  }
-};
 
 // Lane i of the result is the sum of the lanes of tile[i].
 template <int kStep = 1>
@@ -252,30 +242,27 @@ struct Scratch {
   float* taps;
   float* partial;  // [part][cell][lane]
   int64_t* offset;
-  int32_t *begin, *end;    // per vector, its valid cells
-  int32_t *start, *level;  // of the flipped axis
+  int32_t *begin, *end;  // per vector, its valid cells
 
-  Scratch(Arena& arena, const Transforms& f, const Axis& rows, const Axis& cols,
-          int64_t columns)
-      : x(Spectra::take(arena, f.vertical, columns)),
-        grad(Spectra::take(arena, f.vertical, columns)),
-        kernel(Spectra::take(arena, f.vertical, cols.cells)),
+  Scratch(Arena& arena, const FourierProblem& f)
+      : x(Spectra(arena, f.vertical, f.width)),
+        grad(Spectra(arena, f.vertical, f.width)),
+        kernel(Spectra(arena, f.vertical, f.cols.cells)),
         points{arena.take<float>(f.vertical.length * kPoint)},
-        halo(round_up(cols.radius, kLanes)),
-        width(2 * half_of(columns)) {
+        halo(round_up(f.cols.radius, kLanes)),
+        width(2 * half_of(f.width)) {
+    const Axis& cols = f.cols;
     line = round_up(halo + width + cols.radius, kLanes) + kLanes;
     lines = arena.take<float>(2 * (cols.level_count + 1) * line + kLanes);
     re = arena.take<float>(width);
     im = arena.take<float>(width);
     weight = arena.take<float>((f.vertical.length / 2 + 1) * weight_step());
     sums = arena.take<float>((f.vertical.length / 2 + 1) * weight_step());
-    taps = arena.take<float>(smaller(rows.taps, 2 * f.vertical.length) * cols.cells);
+    taps = arena.take<float>(f.rows.taps * cols.cells);
     partial = arena.take<float>(2 * part(cols));
     offset = arena.take<int64_t>(cols.cells);
     begin = arena.take<int32_t>(width / kLanes);
     end = arena.take<int32_t>(width / kLanes);
-    start = arena.take<int32_t>(cols.cells + 1);
-    level = arena.take<int32_t>(cols.cells);
   }
 
   int64_t weight_step() const { return 4 * kernel.half; }
@@ -283,38 +270,33 @@ struct Scratch {
   float* sums_at(int64_t frequency) const { return sums + frequency * weight_step(); }
   int64_t part(const Axis& cols) const { return round_up(cols.cells, kLanes) * kLanes; }
   int64_t line_step(const Axis& cols) const { return (cols.level_count + 1) * line; }
-
-  // The axis in reverse order.
-  Axis flip(const Axis& cols) const {
-    for (int b = 0; b <= cols.cells; ++b)
-      start[b] = cols.taps - cols.start[cols.cells - b];
-    for (int b = 0; b < cols.cells; ++b) level[b] = cols.level[cols.cells - 1 - b];
-    Axis flipped = cols;
-    flipped.start = start;
-    flipped.level = level;
-    return flipped;
-  }
 };
 
-// Lays out the box sums of an axis and finds the valid cells of each vector of a row.
-Boxes lay_out(const Axis& cols, int64_t columns, const Scratch& scratch) {
+// Lays out the box sums of a row and finds the valid cells of each of its vectors.
+Boxes lay_out(const FourierProblem& f, const Scratch& scratch) {
+  const Axis& cols = f.cols;
   const int64_t step = scratch.line_step(cols);
   clear(scratch.lines, 2 * step + kLanes);
   for (int b = 0; b < cols.cells; ++b)
     scratch.offset[b] =
         cols.level[b] * scratch.line + scratch.halo - cols.radius + cols.start[b];
-  for (int64_t v = 0; v < scratch.width / kLanes; ++v)
-    valid_cells(cols, v * kLanes, (v + 1) * kLanes - 1, columns, scratch.begin + v,
-                scratch.end + v);
+  for (int64_t v = 0; v < scratch.width / kLanes; ++v) {
+    const ValidTaps taps(cols.taps, v * kLanes, (v + 1) * kLanes - 1, f.width);
+    int32_t begin = 0, end = cols.cells;
+    while (begin < end && cols.start[begin + 1] <= taps.begin) ++begin;
+    while (end > begin && cols.start[end - 1] >= taps.end) --end;
+    scratch.begin[v] = begin;
+    scratch.end[v] = end;
+  }
   return {scratch.lines, step, scratch.offset};
 }
 
 // Reads a row of a spectrum and computes its box sums.
-void read_row(const Transform& vertical, const Axis& cols, const Spectra& spectra,
-              int64_t frequency, const Scratch& scratch) {
+void read_row(const FourierProblem& f, const Spectra& spectra, int64_t frequency,
+              const Scratch& scratch) {
   float* row = scratch.lines + scratch.halo;
-  unpack(vertical, spectra, frequency, row, row + scratch.line_step(cols));
-  add_box_sums(scratch.lines, scratch.line, 2, cols, scratch.halo,
+  unpack(spectra, frequency, row, row + scratch.line_step(f.cols));
+  add_box_sums(scratch.lines, scratch.line, 2, f.cols, scratch.halo,
                scratch.halo + scratch.width);
 }
 
@@ -328,32 +310,36 @@ void run_row(const Axis& cols, const Boxes& boxes, int64_t frequency,
   const Row row = {scratch.re, scratch.im};
   const Row sums = {scratch.partial, scratch.partial + scratch.part(cols)};
   constexpr int kMost = most_vectors(kCorrelate);
-  static constexpr TileTable<Tiles<kMix, kCorrelate>, 1, kMost> tiles;
   split(scratch.width / kLanes, kMost, [&](int64_t v, int64_t count) {
     // The first tile sets the sums of every cell.
     const bool first = v == 0, all = first && kCorrelate;
-    tiles.of[1][count](boxes, v * kLanes, all ? 0 : scratch.begin[v + count - 1],
-                       all ? cols.cells : scratch.end[v], weights, row, row, sums, first);
+    const int b0 = all ? 0 : scratch.begin[v + count - 1];
+    const int b1 = all ? cols.cells : scratch.end[v];
+    with_constant<kMost>(count, [&](auto vectors) {
+      run_tile<vectors, kMix, kCorrelate>(boxes, v * kLanes, b0, b1, weights, row, row,
+                                          sums, first);
+    });
   });
 }
 
 // Spectra of a kernel's columns, scaled so that their products with a plane's transform
 // back at the right scale; of the horizontally flipped kernel if `flipped`.
-void transform_weight(const Transform& vertical, const Axis& rows, const Axis& cols,
-                      const ClippedAxis& taps, const float* weight, bool flipped,
+void transform_weight(const FourierProblem& f, const float* weight, bool flipped,
                       const Scratch& scratch) {
+  const Axis& rows = f.rows;
+  const int cells = f.cols.cells;
   // Each of the two spectra is two times too large.
-  const float scale = 0.25f / float(vertical.length);
+  const float scale = 0.25f / float(f.vertical.length);
+  float* tap = scratch.taps;
   for (int a = 0; a < rows.cells; ++a)
-    for (int64_t row = taps.begin(rows, a); row < taps.begin(rows, a + 1); ++row)
-      for (int b = 0; b < cols.cells; ++b)
-        scratch.taps[row * cols.cells + b] =
-            scale * weight[a * cols.cells + (flipped ? cols.cells - 1 - b : b)];
-  transform_columns(vertical, {scratch.taps, taps.count, cols.cells, kFloat32}, 0,
-                    scratch.kernel, scratch.points);
-  for (int64_t k = 0; k <= vertical.length / 2; ++k) {
+    for (int row = rows.start[a]; row < rows.start[a + 1]; ++row)
+      for (int b = 0; b < cells; ++b)
+        *tap++ = scale * weight[a * cells + (flipped ? cells - 1 - b : b)];
+  transform_columns({scratch.taps, rows.taps, cells, kFloat32}, 0, scratch.kernel,
+                    scratch.points);
+  for (int64_t k = 0; k <= f.vertical.length / 2; ++k) {
     float* to = scratch.weight_at(k);
-    unpack(vertical, scratch.kernel, k, to, to + 2 * scratch.kernel.half);
+    unpack(scratch.kernel, k, to, to + 2 * scratch.kernel.half);
   }
 }
 
@@ -371,104 +357,77 @@ void add_sums(const Axis& cols, int64_t frequency, const Scratch& scratch) {
     }
 }
 
-// Prefetches a plane into the second-level cache while the rows of a spectrum are
-// processed.
-struct Prefetcher {
-  const char* lines;
-  int64_t step;
-
-  Prefetcher(const Plane& plane, int64_t frequencies)
-      : lines(static_cast<const char*>(plane.data)),
-        step((bytes_to_read(plane) + frequencies - 1) / frequencies) {}
-
-  void prefetch(int64_t frequency) const {
-    for (int64_t at = 0; at < step; at += kLine)
-      __builtin_prefetch(lines + frequency * step + at, 0, 2);
-  }
-};
-
-size_t scratch_size(const Transforms& f, const Axis& rows, const Axis& cols,
-                    int64_t width) {
-  Arena arena = {nullptr, 0};
-  Scratch(arena, f, rows, cols, width);
-  return arena.used;
-}
-
-void convolve(const Transforms& f, const Axis& rows, const Axis& cols, const Images& x,
-              const float* weight, float bias, const Images& y, void* memory) {
+void convolve(const FourierProblem& f, const Images& x, const float* weight, float bias,
+              const Images& y, void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
-  const Scratch scratch(arena, f, rows, cols, x.first.width);
+  const Scratch scratch(arena, f);
   const Transform& vertical = f.vertical;
-  const ClippedAxis taps(rows, x.first.height);
   const int64_t frequencies = vertical.length / 2 + 1;
-  transform_weight(vertical, rows, cols, taps, weight, false, scratch);
-  const Boxes boxes = lay_out(cols, x.first.width, scratch);
+  transform_weight(f, weight, false, scratch);
+  const Boxes boxes = lay_out(f, scratch);
   for (int64_t n = 0; n < x.count; ++n) {
-    transform_columns(vertical, image(x, n), taps.radius, scratch.x, scratch.points);
+    transform_columns(image(x, n), f.rows.radius, scratch.x, scratch.points);
     const Prefetcher out(image(y, n), frequencies), next(next_image(x, n), frequencies);
     for (int64_t k = 0; k < frequencies; ++k) {
-      read_row(vertical, cols, scratch.x, k, scratch);
+      read_row(f, scratch.x, k, scratch);
       out.prefetch(k);
-      run_row<Mix::kConjugate, false>(cols, boxes, k, scratch);
-      pack(vertical, scratch.x, k, scratch.re, scratch.im);
+      run_row<Mix::kConjugate, false>(f.cols, boxes, k, scratch);
+      pack(scratch.x, k, scratch.re, scratch.im);
       next.prefetch(k);
     }
-    inverse_columns(vertical, scratch.x, image(y, n), 0, bias, scratch.points);
+    inverse_columns(scratch.x, image(y, n), 0, bias, scratch.points);
   }
 }
 
-void gradients(const Transforms& f, const Axis& rows, const Axis& cols, const Images& x,
-               const Images& grad, const float* weight, const Images* grad_x,
-               float* grad_weight, void* memory) {
+void gradients(const FourierProblem& f, const Images& x, const Images& grad,
+               const float* weight, const Images* grad_x, float* grad_weight,
+               void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
-  const Scratch scratch(arena, f, rows, cols, grad.first.width);
+  const Scratch scratch(arena, f);
   const Transform& vertical = f.vertical;
-  const ClippedAxis taps(rows, grad.first.height);
+  const Axis &rows = f.rows, &cols = f.cols;
   const int64_t frequencies = vertical.length / 2 + 1;
-  if (grad_x) transform_weight(vertical, rows, cols, taps, weight, true, scratch);
+  if (grad_x) transform_weight(f, weight, true, scratch);
   if (grad_weight) {
     clear(scratch.partial, 2 * scratch.part(cols));
     clear(scratch.sums, frequencies * scratch.weight_step());
   }
-  const Axis flipped = scratch.flip(cols);
-  const Boxes boxes = lay_out(flipped, grad.first.width, scratch);
+  const Boxes boxes = lay_out(f, scratch);
   const auto run = !grad_weight ? run_row<Mix::kPlain, false>
                    : grad_x     ? run_row<Mix::kPlain, true>
                                 : run_row<Mix::kNone, true>;
   for (int64_t n = 0; n < grad.count; ++n) {
-    transform_columns(vertical, image(grad, n), 0, scratch.grad, scratch.points);
+    transform_columns(image(grad, n), 0, scratch.grad, scratch.points);
     if (grad_weight)
-      transform_columns(vertical, image(x, n), taps.radius, scratch.x, scratch.points);
+      transform_columns(image(x, n), rows.radius, scratch.x, scratch.points);
     const Prefetcher out(grad_x ? image(*grad_x, n) : Plane{}, frequencies);
     const Prefetcher next_grad(next_image(grad, n), frequencies);
     const Prefetcher next_x(grad_weight ? next_image(x, n) : Plane{}, frequencies);
     for (int64_t k = 0; k < frequencies; ++k) {
-      read_row(vertical, flipped, scratch.grad, k, scratch);
+      read_row(f, scratch.grad, k, scratch);
       next_grad.prefetch(k);
-      if (grad_weight) unpack(vertical, scratch.x, k, scratch.re, scratch.im);
+      if (grad_weight) unpack(scratch.x, k, scratch.re, scratch.im);
       next_x.prefetch(k);
-      run(flipped, boxes, k, scratch);
-      if (grad_weight) add_sums(flipped, k, scratch);
-      if (grad_x) pack(vertical, scratch.grad, k, scratch.re, scratch.im);
+      run(cols, boxes, k, scratch);
+      if (grad_weight) add_sums(cols, k, scratch);
+      if (grad_x) pack(scratch.grad, k, scratch.re, scratch.im);
       out.prefetch(k);
     }
     if (grad_x)
-      inverse_columns(vertical, scratch.grad, image(*grad_x, n), taps.radius, 0.0f,
-                      scratch.points);
+      inverse_columns(scratch.grad, image(*grad_x, n), rows.radius, 0.0f, scratch.points);
   }
   if (!grad_weight) return;
   for (int64_t k = 0; k < frequencies; ++k) {
     const float* sums = scratch.sums_at(k);
-    pack(vertical, scratch.kernel, k, sums, sums + 2 * scratch.kernel.half);
+    pack(scratch.kernel, k, sums, sums + 2 * scratch.kernel.half);
   }
-  inverse_columns(vertical, scratch.kernel,
-                  {scratch.taps, taps.count, cols.cells, kFloat32}, 0, 0.0f,
-                  scratch.points);
+  inverse_columns(scratch.kernel, {scratch.taps, rows.taps, cols.cells, kFloat32}, 0,
+                  0.0f, scratch.points);
   const double scale = 0.25 / double(vertical.length);
   for (int a = 0; a < rows.cells; ++a)
     for (int b = 0; b < cols.cells; ++b) {
       double sum = 0.0;
-      for (int64_t row = taps.begin(rows, a); row < taps.begin(rows, a + 1); ++row)
+      for (int row = rows.start[a]; row < rows.start[a + 1]; ++row)
         sum += scratch.taps[row * cols.cells + cols.cells - 1 - b];
       grad_weight[a * cols.cells + b] = float(scale * sum);
     }
@@ -476,7 +435,8 @@ void gradients(const Transforms& f, const Axis& rows, const Axis& cols, const Im
 
 }  // namespace
 
-extern const FourierKernels column_fft_kernels = {scratch_size, convolve, gradients};
+extern const FourierKernels column_fft_kernels = {bytes_of<Scratch, FourierProblem>,
+                                                  convolve, gradients};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -18,19 +18,19 @@ constexpr int64_t kStripWidth = 128;
 
 // ---------------------------------------------------------------- register tiles
 
-// out[j][x..] = sum over source rows i and taps b in [b0, b1) of
+// out[j * pitch + x..] = sum over source rows i and taps b in [b0, b1) of
 // weight[(i - j) * width + b] * rows[i][x + b..]; a null row is one of zeros. There are
 // `height` rows of weights, at least kRows, and height + kRows - 1 source rows.
 struct Gather {
   const float* const* rows;
   const float* weight;
   int64_t height, width;
+  float* out;
+  int64_t pitch;
 };
-using GatherTile = void (*)(const Gather& g, float* const* out, int64_t x, int64_t b0,
-                            int64_t b1);
 
 template <int kRows, int kVectors>
-void gather(const Gather& g, float* const* out, int64_t x, int64_t b0, int64_t b1) {
+PELK_NOINLINE void gather(const Gather& g, int64_t x, int64_t b0, int64_t b1) {
   Vec sums[kRows][kVectors] = {};
   // Source row i contributes to output rows [first, last).
   const auto add = [&](int64_t i, auto first, auto last) __attribute__((always_inline)) {
@@ -69,30 +69,19 @@ void gather(const Gather& g, float* const* out, int64_t x, int64_t b0, int64_t b
 #pragma GCC unroll 16
   for (int j = 0; j < kRows; ++j)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) store(out[j] + x + v * kLanes, sums[j][v]);
+    for (int v = 0; v < kVectors; ++v)
+      store(g.out + j * g.pitch + x + v * kLanes, sums[j][v]);
 }
 
 constexpr int kGatherRows = PELK_REGISTERS >= 32 ? 4 : 3;
 // Two vectors of each output row, the inputs and a weight must fit in the registers.
 constexpr int kGatherVectors = (PELK_REGISTERS - 1) / (2 * kGatherRows + 1);
 
-struct GatherTiles {
-  using Tile = GatherTile;
-  template <int kRows, int kVectors>
-  static constexpr Tile of() {
-    return &gather<kRows, kVectors>;
-  }
-};
-constexpr TileTable<GatherTiles, kGatherRows, kGatherVectors> kGather;
-
 // sums[i * stride + j] += <g - i * g_pitch, s + j> over `rows` rows of `vectors` vectors,
 // g_pitch and s_pitch floats apart; a sum is kept as one vector of partial sums.
-using Inner = void (*)(float* sums, int64_t stride, const float* g, int64_t g_pitch,
-                       const float* s, int64_t s_pitch, int64_t rows, int64_t vectors);
-
 template <int kG, int kS>
-void inner(float* sums, int64_t stride, const float* g, int64_t g_pitch, const float* s,
-           int64_t s_pitch, int64_t rows, int64_t vectors) {
+PELK_NOINLINE void inner(float* sums, int64_t stride, const float* g, int64_t g_pitch,
+                         const float* s, int64_t s_pitch, int64_t rows, int64_t vectors) {
   Vec total[kG][kS] = {};
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t v = 0; v < vectors; ++v) {
@@ -121,63 +110,43 @@ void inner(float* sums, int64_t stride, const float* g, int64_t g_pitch, const f
 constexpr int kMaxG = PELK_REGISTERS >= 32 ? 6 : 4;
 constexpr int kMaxS = PELK_REGISTERS >= 32 ? 4 : 2;
 
-struct InnerTiles {
-  using Tile = Inner;
-  template <int kG, int kS>
-  static constexpr Tile of() {
-    return &inner<kG, kS>;
-  }
-};
-constexpr TileTable<InnerTiles, kMaxG, kMaxS> kInner;
-
 // ---------------------------------------------------------------- strips and rows
-
-struct Strip {
-  int64_t begin, width, padded;  // of the output
-  int64_t pitch;                 // floats from one output row to the next
-  int64_t line;                  // floats per source row: padded + taps - 1, rounded
-};
 
 int64_t strip_count(int64_t width) {
   return width <= kStripWidth + kStripWidth / 2 ? 1
                                                 : (width + kStripWidth - 1) / kStripWidth;
 }
 
-Strip strip_at(int64_t width, int64_t taps, int64_t index) {
-  const int64_t count = strip_count(width);
-  const int64_t step = count == 1 ? width : round_up((width + count - 1) / count, kLanes);
-  Strip strip;
-  strip.begin = smaller(width, index * step);
-  strip.width = smaller(step, width - strip.begin);
-  strip.padded = round_up(step, kLanes);
-  // Rows a multiple of 512 bytes apart would contend for the same few cache sets.
-  strip.pitch = strip.padded % 128 ? strip.padded : strip.padded + 16;
-  strip.line = round_up(strip.padded + taps - 1, kLanes);
-  return strip;
-}
+struct Strip {
+  int64_t begin, width, padded;  // of the output
+  int64_t pitch;                 // floats from one output row to the next
+  int64_t line;                  // floats per source row: padded + taps - 1, rounded
 
-// The columns of a source row that the strip's windows cover, zero outside the map.
-void read_line(float* line, const Plane& x, int64_t row, const Strip& strip,
-               int64_t radius) {
+  Strip(int64_t whole, int64_t taps, int64_t index) {
+    const int64_t count = strip_count(whole);
+    const int64_t step =
+        count == 1 ? whole : round_up((whole + count - 1) / count, kLanes);
+    begin = smaller(whole, index * step);
+    width = smaller(step, whole - begin);
+    padded = round_up(step, kLanes);
+    // Rows a multiple of 512 bytes apart would contend for the same few cache sets.
+    pitch = padded % 128 ? padded : padded + 16;
+    line = round_up(padded + taps - 1, kLanes);
+  }
+};
+
+// The columns of a row that lie in the strip or at most `radius` from it, zero outside
+// the map and after them, up to `size` floats.
+void read_row(float* to, int64_t size, const Plane& x, int64_t row, const Strip& strip,
+              int64_t radius) {
+  if (row < 0 || row >= x.height) return clear(to, size);
   const int64_t first = strip.begin - radius;
   const int64_t begin = smaller(x.width, larger(0, first));
   const int64_t end = larger(begin, smaller(x.width, strip.begin + strip.width + radius));
-  float* to = line + (begin - first);
-  clear(line, begin - first);
-  float* after = to + (end - begin);
-  clear(after, line + strip.line - after);
-  read(to, x.data, row * x.width + begin, end - begin, x.type);
+  clear(to, begin - first);
+  clear(to + (end - first), size - (end - first));
+  read(to + (begin - first), x.data, row * x.width + begin, end - begin, x.type);
 }
-
-// The taps along a row that are valid (within [0, width)) for some of the columns
-// [first, last]: [begin, end).
-struct ValidTaps {
-  int64_t begin, end;
-
-  ValidTaps(int64_t taps, int64_t first, int64_t last, int64_t width)
-      : begin(smaller(taps, larger(0, taps / 2 - last))),
-        end(larger(begin, smaller(taps, width + taps / 2 - first))) {}
-};
 
 // ---------------------------------------------------------------- convolution
 
@@ -186,36 +155,32 @@ struct GatherScratch {
   float* lines;        // their values
   float** line;        // per source row, where it lies
   const float** rows;  // the same, null outside the map
-  float* tile;         // output rows
-  float** out;
+  float* out;          // output rows
 
   GatherScratch(Arena& arena, const KernelSize& kernel, const Strip& strip) {
     count = kernel.height + kGatherRows - 1;
     lines = arena.take<float>(count * strip.line);
     line = arena.take<float*>(count);
     rows = arena.take<const float*>(count);
-    tile = arena.take<float>(kGatherRows * strip.pitch);
-    out = arena.take<float*>(kGatherRows);
+    out = arena.take<float>(kGatherRows * strip.pitch);
   }
 };
 
 size_t convolve_scratch(const KernelSize& kernel, int64_t width) {
-  Arena arena = {nullptr, 0};
-  GatherScratch(arena, kernel, strip_at(width, kernel.width, 0));
-  return arena.used;
+  return bytes_of<GatherScratch>(kernel, Strip(width, kernel.width, 0));
 }
 
 void convolve(const KernelSize& kernel, const Plane& x, const float* weight, float bias,
-              void* y, int64_t strip_index, void* memory) {
-  const Strip strip = strip_at(x.width, kernel.width, strip_index);
+              const Plane& y, int64_t strip_index, void* memory) {
+  const Strip strip(x.width, kernel.width, strip_index);
   if (strip.width == 0) return;
   Arena arena = {static_cast<char*>(memory), 0};
   const GatherScratch scratch(arena, kernel, strip);
   for (int64_t i = 0; i < scratch.count; ++i)
     scratch.line[i] = scratch.lines + i * strip.line;
   const int64_t most = smaller(kGatherRows, kernel.height);
-  for (int64_t j = 0; j < most; ++j) scratch.out[j] = scratch.tile + j * strip.pitch;
-  const Gather gather = {scratch.rows, weight, kernel.height, kernel.width};
+  const Gather g = {scratch.rows, weight,      kernel.height,
+                    kernel.width, scratch.out, strip.pitch};
   const int64_t vectors = strip.padded / kLanes;
 
   int64_t known = 0;  // source rows that the group before has left at the front
@@ -226,18 +191,22 @@ void convolve(const KernelSize& kernel, const Plane& x, const float* weight, flo
       const int64_t row = top - kernel.height / 2 + i;
       const bool inside = row >= 0 && row < x.height;
       scratch.rows[i] = inside ? scratch.line[i] : nullptr;
-      if (inside) read_line(scratch.line[i], x, row, strip, kernel.width / 2);
+      if (inside) read_row(scratch.line[i], strip.line, x, row, strip, kernel.width / 2);
     }
     for (int64_t v = 0; v < vectors;) {
       const int64_t tile = smaller(vectors - v, kGatherVectors);
       const int64_t first = strip.begin + v * kLanes;
       const ValidTaps taps(kernel.width, first, first + tile * kLanes - 1, x.width);
-      kGather.of[group][tile](gather, scratch.out, v * kLanes, taps.begin, taps.end);
+      with_constant<kGatherRows>(group, [&](auto rows) {
+        with_constant<kGatherVectors>(tile, [&](auto width) {
+          gather<rows, width>(g, v * kLanes, taps.begin, taps.end);
+        });
+      });
       v += tile;
     }
     for (int64_t j = 0; j < group; ++j)
-      write(y, (top + j) * x.width + strip.begin, scratch.out[j], strip.width, bias,
-            x.type);
+      write(const_cast<void*>(y.data), (top + j) * x.width + strip.begin,
+            scratch.out + j * strip.pitch, strip.width, bias, x.type);
     // The next group starts `group` rows on: its first rows are at hand.
     known = needed - group;
     for (int64_t i = 0; i < known; ++i) {
@@ -260,7 +229,8 @@ struct WeightGradScratch {
   int64_t chunk;
   float* lines;  // a chunk's rows of the input
   float* grads;  // a band's rows of the output's gradient
-  float* sums;   // one vector per tap
+  float* sums;   // of a strip of a plane, one vector per tap
+  double* totals;
 
   WeightGradScratch(Arena& arena, const KernelSize& kernel, const Strip& strip,
                     int64_t height) {
@@ -269,32 +239,18 @@ struct WeightGradScratch {
     lines = arena.take<float>(strip.line * chunk);
     grads = arena.take<float>(band_rows * strip.pitch);
     sums = arena.take<float>(kernel.height * kernel.width * kLanes);
+    totals = arena.take<double>(kernel.height * kernel.width);
   }
 };
 
 size_t weight_grad_scratch(const KernelSize& kernel, int64_t height, int64_t width) {
-  Arena arena = {nullptr, 0};
-  WeightGradScratch(arena, kernel, strip_at(width, kernel.width, 0), height);
-  return arena.used;
+  return bytes_of<WeightGradScratch>(kernel, Strip(width, kernel.width, 0), height);
 }
 
-// The gradient's rows [top, top + count), zero outside the map.
-void read_band(float* grads, const Plane& grad, const Strip& strip, int64_t top,
-               int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    float* line = grads + i * strip.pitch;
-    const int64_t inside = top + i >= 0 && top + i < grad.height ? strip.width : 0;
-    read(line, grad.data, inside ? (top + i) * grad.width + strip.begin : 0, inside,
-         grad.type);
-    clear(line + inside, strip.padded - inside);
-  }
-}
-
-void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                          const Strip& strip, double* totals, void* memory) {
+// Adds what a strip of a plane contributes to the totals.
+void add_strip(const KernelSize& kernel, const Plane& x, const Plane& grad,
+               const Strip& strip, const WeightGradScratch& scratch) {
   const int64_t height = x.height, radius = kernel.height / 2;
-  Arena arena = {static_cast<char*>(memory), 0};
-  const WeightGradScratch scratch(arena, kernel, strip, height);
   const ValidTaps across(kernel.width, strip.begin, strip.begin + strip.width - 1,
                          x.width);
   const int64_t taps = kernel.height * kernel.width;
@@ -302,11 +258,14 @@ void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane&
 
   for (int64_t top = 0; top < height; top += kBand) {
     const int64_t bottom = smaller(height, top + kBand);
-    read_band(scratch.grads, grad, strip, top - radius, bottom - top + kernel.height - 1);
+    for (int64_t i = 0; i < bottom - top + kernel.height - 1; ++i)
+      read_row(scratch.grads + i * strip.pitch, strip.padded, grad, top - radius + i,
+               strip, 0);
     for (int64_t r = top; r < bottom; r += scratch.chunk) {
       const int64_t count = smaller(scratch.chunk, bottom - r);
       for (int64_t i = 0; i < count; ++i)
-        read_line(scratch.lines + i * strip.line, x, r + i, strip, kernel.width / 2);
+        read_row(scratch.lines + i * strip.line, strip.line, x, r + i, strip,
+                 kernel.width / 2);
       // Kernel row a takes source row r to output row r + radius - a.
       const int64_t a0 = smaller(kernel.height, larger(0, r + radius - height + 1));
       const int64_t a1 = larger(a0, smaller(kernel.height, r + count + radius));
@@ -314,10 +273,14 @@ void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane&
       split(a1 - a0, kMaxG, [&](int64_t i, int64_t a_count) {
         split(across.end - across.begin, kMaxS, [&](int64_t j, int64_t b_count) {
           const int64_t a = a0 + i, b = across.begin + j;
-          kInner.of[a_count][b_count](scratch.sums + (a * kernel.width + b) * kLanes,
-                                      kernel.width, first - a * strip.pitch, strip.pitch,
-                                      scratch.lines + b, strip.line, count,
-                                      strip.padded / kLanes);
+          with_constant<kMaxG>(a_count, [&](auto rows) {
+            with_constant<kMaxS>(b_count, [&](auto cols) {
+              inner<rows, cols>(scratch.sums + (a * kernel.width + b) * kLanes,
+                                kernel.width, first - a * strip.pitch, strip.pitch,
+                                scratch.lines + b, strip.line, count,
+                                strip.padded / kLanes);
+            });
+          });
         });
       });
     }
@@ -327,16 +290,23 @@ void weight_grad_of_strip(const KernelSize& kernel, const Plane& x, const Plane&
     double parts[4] = {};
     for (int lane = 0; lane < kLanes; lane += 4)
       for (int k = 0; k < 4; ++k) parts[k] += scratch.sums[i * kLanes + lane + k];
-    totals[i] += (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    scratch.totals[i] += (parts[0] + parts[1]) + (parts[2] + parts[3]);
   }
 }
 
-void weight_grad(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                 double* totals, void* memory) {
-  for (int64_t index = 0; index < strip_count(x.width); ++index) {
-    const Strip strip = strip_at(x.width, kernel.width, index);
-    if (strip.width) weight_grad_of_strip(kernel, x, grad, strip, totals, memory);
-  }
+void weight_grad(const KernelSize& kernel, const Images& x, const Images& grad,
+                 float* result, void* memory) {
+  const int64_t width = x.first.width, taps = kernel.height * kernel.width;
+  Arena arena = {static_cast<char*>(memory), 0};
+  const WeightGradScratch scratch(arena, kernel, Strip(width, kernel.width, 0),
+                                  x.first.height);
+  for (int64_t i = 0; i < taps; ++i) scratch.totals[i] = 0.0;
+  for (int64_t n = 0; n < x.count; ++n)
+    for (int64_t index = 0; index < strip_count(width); ++index) {
+      const Strip strip(width, kernel.width, index);
+      if (strip.width) add_strip(kernel, image(x, n), image(grad, n), strip, scratch);
+    }
+  for (int64_t i = 0; i < taps; ++i) result[i] = float(scratch.totals[i]);
 }
 
 }  // namespace

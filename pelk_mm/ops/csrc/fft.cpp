@@ -24,12 +24,12 @@ namespace {
 // ---------------------------------------------------------------- planes and spectra
 
 // Blocks of kLanes vertical frequencies.
-int64_t block_count(const Transforms& f) {
+int64_t block_count(const FourierProblem& f) {
   return (f.vertical.length / 2 + kLanes - 1) / kLanes;
 }
 
 // Floats of a spectrum: [block][horizontal frequency][part][products].
-int64_t spectrum_size(const Transforms& f) {
+int64_t spectrum_size(const FourierProblem& f) {
   return block_count(f) * f.horizontal.length * kPoint;
 }
 
@@ -128,7 +128,7 @@ void pack_columns(const Transform& vertical, const float* rows, int64_t half,
 
 // Transforms a plane's columns, at two times the scale; its first row becomes row `top`
 // and its first column column `left` of the spectrum.
-void transform_columns(const Transforms& f, const Plane& x, int64_t top, int64_t left,
+void transform_columns(const FourierProblem& f, const Plane& x, int64_t top, int64_t left,
                        float* spectrum, float* panel) {
   const int64_t width = f.horizontal.length;
   const int64_t half = half_of(x.width), blocks = block_count(f);
@@ -139,7 +139,7 @@ void transform_columns(const Transforms& f, const Plane& x, int64_t top, int64_t
   }
   for (int64_t begin = 0; begin < half; begin += kLanes) {
     with_columns(x, top, begin, half, 0.0f, [&](const auto& columns) {
-      forward(f.vertical, columns, Points{panel});
+      transform<kForward>(f.vertical, columns, Points{panel}, Points{panel});
     });
     for (int64_t block = 0; block < blocks; ++block)
       unpack_columns(f.vertical, panel, block,
@@ -150,7 +150,7 @@ void transform_columns(const Transforms& f, const Plane& x, int64_t top, int64_t
 
 // Transforms columns back into a plane whose first row is row `top` and first column
 // column `left` of the spectrum, `length` times too large, and adds `bias`.
-void inverse_columns(const Transforms& f, const float* spectrum, const Plane& y,
+void inverse_columns(const FourierProblem& f, const float* spectrum, const Plane& y,
                      int64_t top, int64_t left, float bias, float* panel) {
   const int64_t width = f.horizontal.length;
   const int64_t half = half_of(y.width), blocks = block_count(f);
@@ -159,132 +159,98 @@ void inverse_columns(const Transforms& f, const float* spectrum, const Plane& y,
       pack_columns(f.vertical, spectrum + (block * width + left + begin) * kPoint, half,
                    y.width - begin, block, panel);
     with_columns(y, top, begin, half, bias, [&](const auto& columns) {
-      inverse(f.vertical, Points{panel}, columns);
+      transform<kInverse>(f.vertical, Points{panel}, Points{panel}, columns);
     });
   }
 }
 
 // The rows of a block of a spectrum.
-Points rows_of(const Transforms& f, float* spectrum, int64_t block) {
+Points rows_of(const FourierProblem& f, float* spectrum, int64_t block) {
   return {spectrum + block * f.horizontal.length * kPoint};
 }
 
-// The same, and while a pass goes through all blocks it prefetches a plane that is needed
-// soon into the second-level cache, a few cache lines per point.
+// The same, and while a pass goes through all blocks it prefetches a plane.
 struct PrefetchingPoints {
   Points points;
-  const char* lines;
-  int64_t step;
+  Prefetcher plane;
+  int64_t first;
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    prefetch(i);
-    points.load(i, re, im);
+  PELK_INLINE Complex load(int64_t i) const {
+    plane.prefetch(first + i);
+    return points.load(i);
   }
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    prefetch(i);
-    points.store(i, re, im);
-  }
-
- private:
-  PELK_INLINE void prefetch(int64_t i) const {
-    for (int64_t at = i * step; at < (i + 1) * step; at += kLine)
-      __builtin_prefetch(lines + at, 0, 2);
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
+    plane.prefetch(first + i);
+    points.store(i, z);
   }
 };
 
-PrefetchingPoints prefetching(const Transforms& f, float* spectrum, int64_t block,
+PrefetchingPoints prefetching(const FourierProblem& f, float* spectrum, int64_t block,
                               const Plane& plane) {
-  const int64_t points = block_count(f) * f.horizontal.length;
-  const int64_t step = round_up((bytes_to_read(plane) + points - 1) / points, kLine);
-  return {rows_of(f, spectrum, block),
-          static_cast<const char*>(plane.data) + block * f.horizontal.length * step,
-          step};
+  const int64_t width = f.horizontal.length;
+  return {rows_of(f, spectrum, block), {plane, block_count(f) * width}, block * width};
 }
 
 // ---------------------------------------------------------------- products of spectra
 
-// A product of the packed products at a horizontal frequency and at its mirror image.
-struct PackedProduct {
-  float re, im, mirrored_re, mirrored_im;
+// A number of the packed products.
+struct Packed {
+  float re, im;
 };
 
-// Multiplies the packed products as `multiply` does the others. It holds the spectra P
-// and Q of two real sequences as P + iQ, which their symmetry separates.
+// Multiplies the packed products as `multiply` does the others. They hold the spectra P
+// and Q of two real sequences as P + iQ, which their symmetry separates. `products` is
+// ordered as they are.
 template <bool kConjugate, bool kAdd>
 void multiply_packed(const Transform& horizontal, const float* a, const float* b,
-                     const float* out, PackedProduct* products) {
+                     const float* out, Packed* products) {
   const int64_t width = horizontal.length;
   for (int64_t k = 0; k <= width / 2; ++k) {
-    const int64_t here = horizontal.position[k] * kPoint;
-    const int64_t mirrored = horizontal.position[k ? width - k : 0] * kPoint;
-    const auto separate = [&](const float* from, float* p, float* q) {
-      const float re = from[here], im = from[here + kLanes];
-      const float mirrored_re = from[mirrored], mirrored_im = from[mirrored + kLanes];
-      p[0] = 0.5f * (re + mirrored_re);
-      p[1] = 0.5f * (im - mirrored_im);
-      q[0] = 0.5f * (im + mirrored_im);
-      q[1] = 0.5f * (mirrored_re - re);
+    const int64_t here = horizontal.position[k];
+    const int64_t mirrored = horizontal.position[k ? width - k : 0];
+    const auto get = [](const float* from, int64_t i) {
+      return Packed{from[i * kPoint], from[i * kPoint + kLanes]};
     };
-    float pa[2], qa[2], pb[2], qb[2];
-    separate(a, pa, qa);
-    separate(b, pb, qb);
-    if (kConjugate) {
-      pb[1] = -pb[1];
-      qb[1] = -qb[1];
-    }
-    const float p_re = pa[0] * pb[0] - pa[1] * pb[1],
-                p_im = pa[1] * pb[0] + pa[0] * pb[1];
-    const float q_re = qa[0] * qb[0] - qa[1] * qb[1],
-                q_im = qa[1] * qb[0] + qa[0] * qb[1];
-    PackedProduct& product = products[k];
-    product.re = p_re - q_im + (kAdd ? out[here] : 0.0f);
-    product.im = p_im + q_re + (kAdd ? out[here + kLanes] : 0.0f);
-    product.mirrored_re = p_re + q_im + (kAdd ? out[mirrored] : 0.0f);
-    product.mirrored_im = q_re - p_im + (kAdd ? out[mirrored + kLanes] : 0.0f);
-  }
-}
-
-void store_packed(const Transform& horizontal, const PackedProduct* products,
-                  float* out) {
-  const int64_t width = horizontal.length;
-  for (int64_t k = 0; k <= width / 2; ++k) {
-    float* here = out + horizontal.position[k] * kPoint;
-    float* mirrored = out + horizontal.position[k ? width - k : 0] * kPoint;
-    here[0] = products[k].re;
-    here[kLanes] = products[k].im;
-    mirrored[0] = products[k].mirrored_re;
-    mirrored[kLanes] = products[k].mirrored_im;
+    const auto separate = [&](const float* from, Packed* p, Packed* q) {
+      const Packed z = get(from, here), w = get(from, mirrored);
+      *p = {0.5f * (z.re + w.re), 0.5f * (z.im - w.im)};
+      *q = {0.5f * (z.im + w.im), 0.5f * (w.re - z.re)};
+    };
+    const auto product = [](const Packed& x, const Packed& y) {
+      const float im = kConjugate ? -y.im : y.im;
+      return Packed{x.re * y.re - x.im * im, x.im * y.re + x.re * im};
+    };
+    Packed pa, qa, pb, qb;
+    separate(a, &pa, &qa);
+    separate(b, &pb, &qb);
+    const Packed p = product(pa, pb), q = product(qa, qb);
+    const Packed old = kAdd ? get(out, here) : Packed{};
+    const Packed old_mirrored = kAdd ? get(out, mirrored) : Packed{};
+    products[here] = {p.re - q.im + old.re, p.im + q.re + old.im};
+    products[mirrored] = {p.re + q.im + old_mirrored.re, q.re - p.im + old_mirrored.im};
   }
 }
 
 // out = a * b, or with kConjugate a * conj(b), for one block; kAdd adds it to out. `out`
-// may be an operand. `products` has room for
-// length / 2 + 1 of them.
+// may be an operand. `products` has room for one per horizontal frequency.
 template <bool kConjugate, bool kAdd>
-void multiply(const Transforms& f, int64_t block, const Points& first,
-              const Points& second, const Points& result, PackedProduct* products) {
-  const float *a = first.data, *b = second.data;
+void multiply(const FourierProblem& f, int64_t block, const Points& first,
+              const Points& second, const Points& result, Packed* products) {
   float* out = result.data;
-  if (block == 0) multiply_packed<kConjugate, kAdd>(f.horizontal, a, b, out, products);
-  for (int64_t i = 0; i < f.horizontal.length * kPoint; i += kPoint) {
-    const Vec a_re = load(a + i), a_im = load(a + i + kLanes);
-    const Vec b_re = load(b + i), b_im = load(b + i + kLanes);
-    Vec re, im;
-    if (kConjugate) {
-      re = a_re * b_re + a_im * b_im;
-      im = a_im * b_re - a_re * b_im;
-    } else {
-      re = a_re * b_re - a_im * b_im;
-      im = a_im * b_re + a_re * b_im;
-    }
-    if (kAdd) {
-      re += load(out + i);
-      im += load(out + i + kLanes);
-    }
-    store(out + i, re);
-    store(out + i + kLanes, im);
+  if (block == 0)
+    multiply_packed<kConjugate, kAdd>(f.horizontal, first.data, second.data, out,
+                                      products);
+  for (int64_t i = 0; i < f.horizontal.length; ++i) {
+    const Complex a = first.load(i), b = second.load(i);
+    const Complex product =
+        kConjugate ? Complex{a.re * b.re + a.im * b.im, a.im * b.re - a.re * b.im}
+                   : Complex{a.re * b.re - a.im * b.im, a.im * b.re + a.re * b.im};
+    result.store(i, kAdd ? product + result.load(i) : product);
   }
-  if (block == 0) store_packed(f.horizontal, products, out);
+  for (int64_t i = 0; block == 0 && i < f.horizontal.length; ++i) {
+    out[i * kPoint] = products[i].re;
+    out[i * kPoint + kLanes] = products[i].im;
+  }
 }
 
 // ---------------------------------------------------------------- convolutions
@@ -292,135 +258,121 @@ void multiply(const Transforms& f, int64_t block, const Points& first,
 struct Scratch {
   float *x, *grad, *weight, *sum;  // spectra
   float *panel, *taps;
-  PackedProduct* products;
+  Packed* products;
 
-  Scratch(Arena& arena, const Transforms& f, const Axis& rows, const Axis& cols) {
+  Scratch(Arena& arena, const FourierProblem& f) {
     x = arena.take<float>(spectrum_size(f));
     grad = arena.take<float>(spectrum_size(f));
     weight = arena.take<float>(spectrum_size(f));
     sum = arena.take<float>(spectrum_size(f));
     panel = arena.take<float>(f.vertical.length * kPoint);
-    products = arena.take<PackedProduct>(f.horizontal.length / 2 + 1);
-    // No more taps than can be valid.
-    taps = arena.take<float>(smaller(rows.taps, 2 * f.vertical.length) *
-                             smaller(cols.taps, 2 * f.horizontal.length));
+    products = arena.take<Packed>(f.horizontal.length);
+    taps = arena.take<float>(f.rows.taps * f.cols.taps);
   }
 };
 
 // The spectrum of a kernel, scaled so that its product with the spectrum of a plane
 // transforms back at the right scale.
-void transform_weight(const Transforms& f, const Axis& rows, const Axis& cols,
-                      const ClippedAxis& taps_down, const ClippedAxis& taps_across,
-                      const float* weight, const Scratch& scratch) {
+void transform_weight(const FourierProblem& f, const float* weight,
+                      const Scratch& scratch) {
+  const Axis &rows = f.rows, &cols = f.cols;
   // Each of the two spectra is two times too large.
   const float scale = 0.25f / (float(f.vertical.length) * float(f.horizontal.length));
-  for (int a = 0; a < rows.cells; ++a) {
-    const int64_t begin = taps_down.begin(rows, a), end = taps_down.begin(rows, a + 1);
-    if (begin == end) continue;
-    float* row = scratch.taps + begin * taps_across.count;
-    for (int b = 0; b < cols.cells; ++b)
-      for (int64_t col = taps_across.begin(cols, b); col < taps_across.begin(cols, b + 1);
-           ++col)
-        row[col] = scale * weight[a * cols.cells + b];
-    for (int64_t i = taps_across.count; i < (end - begin) * taps_across.count; ++i)
-      row[i] = row[i - taps_across.count];
-  }
-  transform_columns(f, {scratch.taps, taps_down.count, taps_across.count, kFloat32}, 0, 0,
+  float* tap = scratch.taps;
+  for (int a = 0; a < rows.cells; ++a)
+    for (int row = rows.start[a]; row < rows.start[a + 1]; ++row)
+      for (int b = 0; b < cols.cells; ++b)
+        for (int col = cols.start[b]; col < cols.start[b + 1]; ++col)
+          *tap++ = scale * weight[a * cols.cells + b];
+  transform_columns(f, {scratch.taps, rows.taps, cols.taps, kFloat32}, 0, 0,
                     scratch.weight, scratch.panel);
   for (int64_t block = 0; block < block_count(f); ++block) {
     const Points points = rows_of(f, scratch.weight, block);
-    forward(f.horizontal, points, points);
+    transform<kForward>(f.horizontal, points, points, points);
   }
 }
 
-size_t scratch_size(const Transforms& f, const Axis& rows, const Axis& cols, int64_t) {
-  Arena arena = {nullptr, 0};
-  Scratch(arena, f, rows, cols);
-  return arena.used;
-}
-
-void convolve(const Transforms& f, const Axis& rows, const Axis& cols, const Images& x,
-              const float* weight, float bias, const Images& y, void* memory) {
+void convolve(const FourierProblem& f, const Images& x, const float* weight, float bias,
+              const Images& y, void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
-  const Scratch scratch(arena, f, rows, cols);
-  const ClippedAxis taps_down(rows, x.first.height), taps_across(cols, x.first.width);
-  transform_weight(f, rows, cols, taps_down, taps_across, weight, scratch);
+  const Scratch scratch(arena, f);
+  transform_weight(f, weight, scratch);
   for (int64_t n = 0; n < x.count; ++n) {
-    transform_columns(f, image(x, n), taps_down.radius, taps_across.radius, scratch.x,
+    transform_columns(f, image(x, n), f.rows.radius, f.cols.radius, scratch.x,
                       scratch.panel);
     for (int64_t block = 0; block < block_count(f); ++block) {
       const Points points = rows_of(f, scratch.x, block);
-      forward(f.horizontal, prefetching(f, scratch.x, block, image(y, n)), points);
+      transform<kForward>(f.horizontal, prefetching(f, scratch.x, block, image(y, n)),
+                          points, points);
       multiply<true, false>(f, block, points, rows_of(f, scratch.weight, block), points,
                             scratch.products);
-      inverse(f.horizontal, points, prefetching(f, scratch.x, block, next_image(x, n)));
+      transform<kInverse>(f.horizontal, points, points,
+                          prefetching(f, scratch.x, block, next_image(x, n)));
     }
     inverse_columns(f, scratch.x, image(y, n), 0, 0, bias, scratch.panel);
   }
 }
 
-void gradients(const Transforms& f, const Axis& rows, const Axis& cols, const Images& x,
-               const Images& grad, const float* weight, const Images* grad_x,
-               float* grad_weight, void* memory) {
+void gradients(const FourierProblem& f, const Images& x, const Images& grad,
+               const float* weight, const Images* grad_x, float* grad_weight,
+               void* memory) {
   Arena arena = {static_cast<char*>(memory), 0};
-  const Scratch scratch(arena, f, rows, cols);
-  const ClippedAxis taps_down(rows, grad.first.height),
-      taps_across(cols, grad.first.width);
+  const Scratch scratch(arena, f);
+  const Axis &rows = f.rows, &cols = f.cols;
   const int64_t blocks = block_count(f);
-  if (grad_x) transform_weight(f, rows, cols, taps_down, taps_across, weight, scratch);
+  if (grad_x) transform_weight(f, weight, scratch);
   for (int64_t n = 0; n < grad.count; ++n) {
     if (grad_weight)
-      transform_columns(f, image(x, n), taps_down.radius, taps_across.radius, scratch.x,
+      transform_columns(f, image(x, n), rows.radius, cols.radius, scratch.x,
                         scratch.panel);
     transform_columns(f, image(grad, n), 0, 0, scratch.grad, scratch.panel);
     for (int64_t block = 0; block < blocks; ++block) {
       const Points points = rows_of(f, scratch.grad, block);
-      forward(f.horizontal, prefetching(f, scratch.grad, block, next_image(grad, n)),
-              points);
+      transform<kForward>(f.horizontal,
+                          prefetching(f, scratch.grad, block, next_image(grad, n)),
+                          points, points);
       if (grad_weight) {
         const Points input = rows_of(f, scratch.x, block);
-        const Points sum = rows_of(f, scratch.sum, block);
-        forward(f.horizontal, prefetching(f, scratch.x, block, next_image(x, n)), input);
-        if (n == 0)
-          multiply<true, false>(f, block, input, points, sum, scratch.products);
-        else
-          multiply<true, true>(f, block, input, points, sum, scratch.products);
+        transform<kForward>(f.horizontal,
+                            prefetching(f, scratch.x, block, next_image(x, n)), input,
+                            input);
+        (n == 0 ? multiply<true, false>
+                : multiply<true, true>)(f, block, input, points,
+                                        rows_of(f, scratch.sum, block), scratch.products);
       }
       if (grad_x) {
         multiply<false, false>(f, block, points, rows_of(f, scratch.weight, block),
                                points, scratch.products);
-        inverse(f.horizontal, points,
-                prefetching(f, scratch.grad, block, image(*grad_x, n)));
+        transform<kInverse>(f.horizontal, points, points,
+                            prefetching(f, scratch.grad, block, image(*grad_x, n)));
       }
     }
     if (grad_x)
-      inverse_columns(f, scratch.grad, image(*grad_x, n), taps_down.radius,
-                      taps_across.radius, 0.0f, scratch.panel);
+      inverse_columns(f, scratch.grad, image(*grad_x, n), rows.radius, cols.radius, 0.0f,
+                      scratch.panel);
   }
   if (!grad_weight) return;
   for (int64_t block = 0; block < blocks; ++block) {
     const Points sum = rows_of(f, scratch.sum, block);
-    inverse(f.horizontal, sum, sum);
+    transform<kInverse>(f.horizontal, sum, sum, sum);
   }
-  inverse_columns(f, scratch.sum,
-                  {scratch.taps, taps_down.count, taps_across.count, kFloat32}, 0, 0,
+  inverse_columns(f, scratch.sum, {scratch.taps, rows.taps, cols.taps, kFloat32}, 0, 0,
                   0.0f, scratch.panel);
   const double scale = 0.25 / (double(f.vertical.length) * double(f.horizontal.length));
   for (int a = 0; a < rows.cells; ++a)
     for (int b = 0; b < cols.cells; ++b) {
       double sum = 0.0;
-      for (int64_t row = taps_down.begin(rows, a); row < taps_down.begin(rows, a + 1);
-           ++row)
-        for (int64_t col = taps_across.begin(cols, b);
-             col < taps_across.begin(cols, b + 1); ++col)
-          sum += scratch.taps[row * taps_across.count + col];
+      for (int row = rows.start[a]; row < rows.start[a + 1]; ++row)
+        for (int col = cols.start[b]; col < cols.start[b + 1]; ++col)
+          sum += scratch.taps[row * cols.taps + col];
       grad_weight[a * cols.cells + b] = float(scale * sum);
     }
 }
 
 }  // namespace
 
-extern const FourierKernels fft_kernels = {scratch_size, convolve, gradients};
+extern const FourierKernels fft_kernels = {bytes_of<Scratch, FourierProblem>, convolve,
+                                           gradients};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -20,7 +20,8 @@ struct Level {
 };
 
 // One axis of a kernel: `cells` runs of taps that share a parameter. Level 0 is the
-// input itself; level q > 0 is levels[q - 1]. A dense axis has cells of one tap.
+// input itself; level q > 0 is levels[q - 1]. A dense axis has cells of one tap. One that
+// is clipped to an input has only the taps that are valid for some output.
 struct Axis {
   int32_t cells, taps, radius, level_count;
   const int32_t* start;  // cells + 1 first taps; the last is `taps`
@@ -41,20 +42,28 @@ struct Images {
   int64_t next_channel;  // offset of the thread's next channel, 0 if there is none
 };
 
-// A complex Fourier transform, one pass per radix. It leaves frequency k at position[k];
-// the inverse starts from that order.
+// A pass of a Fourier transform, over points in runs of `run`.
+struct Pass {
+  int32_t radix, run;
+  const float* twiddles;  // per p in (0, run / radix), cosine and sine of each output
+};
+
+// A complex Fourier transform. It leaves frequency k at position[k]; the inverse starts
+// from that order.
 struct Transform {
-  int32_t length, passes;
-  const int32_t* radices;
-  const float* twiddles;  // per pass and p > 0, the cosine and sine of each output
+  int32_t length, pass_count;
+  const Pass* passes;
   const int32_t* position;
 };
 
-// The transforms of a plane's columns (vertical) and rows (horizontal). Lengths are even,
-// of factors 2, 3 and 5, at least the plane's size and half the kernel's. The kernels
-// that transform columns alone leave `horizontal` empty.
-struct Transforms {
+// A convolution by Fourier transforms of a plane's columns (vertical) and rows
+// (horizontal). Lengths are even, of factors 2, 3 and 5, at least the plane's size and
+// half the kernel's. Axes that are transformed are clipped to the plane. The kernels that
+// transform columns alone leave `horizontal` empty, and for gradients `cols` is flipped.
+struct FourierProblem {
   Transform vertical, horizontal;
+  Axis rows, cols;
+  int64_t width;  // of the plane
 };
 
 struct KernelSize {
@@ -70,34 +79,31 @@ struct DirectKernels {
   int64_t (*strips)(int64_t width);
   // One strip of one plane's output.
   void (*convolve)(const KernelSize& kernel, const Plane& x, const float* weight,
-                   float bias, void* y, int64_t strip, void* scratch);
-  // Adds one plane's share to `sums`, one per tap.
-  void (*weight_grad)(const KernelSize& kernel, const Plane& x, const Plane& grad,
-                      double* sums, void* scratch);
+                   float bias, const Plane& y, int64_t strip, void* scratch);
+  void (*weight_grad)(const KernelSize& kernel, const Images& x, const Images& grad,
+                      float* result, void* scratch);
 };
 
 // Convolutions by Fourier transforms, one channel of all images at a time; weights
 // ordered [cell of the rows][cell of the columns].
 struct FourierKernels {
-  size_t (*scratch)(const Transforms& transforms, const Axis& rows, const Axis& cols,
-                    int64_t width);
-  void (*convolve)(const Transforms& transforms, const Axis& rows, const Axis& cols,
-                   const Images& x, const float* weight, float bias, const Images& y,
-                   void* scratch);
+  size_t (*scratch)(const FourierProblem& problem);
+  void (*convolve)(const FourierProblem& problem, const Images& x, const float* weight,
+                   float bias, const Images& y, void* scratch);
   // A result that is not wanted is null.
-  void (*gradients)(const Transforms& transforms, const Axis& rows, const Axis& cols,
-                    const Images& x, const Images& grad, const float* weight,
-                    const Images* grad_x, float* grad_weight, void* scratch);
+  void (*gradients)(const FourierProblem& problem, const Images& x, const Images& grad,
+                    const float* weight, const Images* grad_x, float* grad_weight,
+                    void* scratch);
 };
 
 // to[j][i] = from[i][j]; strides in elements.
 using TransposeBlock = void (*)(const void* from, int64_t from_stride, void* to,
                                 int64_t to_stride, int64_t rows, int64_t cols, Type type);
 
-// A batch of float32 maps in channels_last layout; strides in floats.
+// A batch of float32 maps in channels_last layout, or of planes; strides in floats.
 struct Pixels {
   float* data;
-  int64_t batch_stride, stride;  // to the next pixel, along a row or down to the next
+  int64_t batch_stride, stride;  // to the next pixel, or plane
 };
 
 // Convolutions with dense kernels, weights ordered [kernel row][kernel column][channel].

@@ -47,10 +47,11 @@ PELK_INLINE inline void for_each_valid(const Span& span, const Add& add) {
 // Convolves kPixels output pixels with kTaps taps of each of `rows` kernel rows; the
 // result is added to `start`.
 template <int kPixels, int kTaps>
-void convolve_tile(const float* x, int64_t stride, int64_t row_stride, const Span& span,
-                   const float* weight, int64_t tap_stride, int64_t weight_row_stride,
-                   int64_t rows, const float* start, int64_t start_stride, float* out,
-                   int64_t out_stride) {
+PELK_NOINLINE void convolve_tile(const float* x, int64_t stride, int64_t row_stride,
+                                 const Span& span, const float* weight,
+                                 int64_t tap_stride, int64_t weight_row_stride,
+                                 int64_t rows, const float* start, int64_t start_stride,
+                                 float* out, int64_t out_stride) {
   // Rows go to two sums alternately, separate from `start`: a chain of all taps would
   // round more.
   Vec sums[2][kPixels] = {};
@@ -96,29 +97,12 @@ PELK_INLINE inline void correlate_tile(const float* x, int64_t stride, const Spa
   for_each_valid<kPixels + kTaps - 1>(span, add);
 }
 
-struct ConvolveTiles {
-  using Tile = void (*)(const float* x, int64_t stride, int64_t row_stride,
-                        const Span& span, const float* weight, int64_t tap_stride,
-                        int64_t weight_row_stride, int64_t rows, const float* start,
-                        int64_t start_stride, float* out, int64_t out_stride);
-  template <int kPixels, int kTaps>
-  static constexpr Tile of() {
-    return &convolve_tile<kPixels, kTaps>;
-  }
-};
-constexpr TileTable<ConvolveTiles, kMaxPixels, kMaxTaps> kConvolve;
-
 // ---------------------------------------------------------------- rows
 
-// The kernel rows that are valid, within the map, for an output row: [begin, end).
-struct ValidRows {
-  int64_t begin, end;
-
-  ValidRows(const PixelProblem& problem, int64_t row)
-      : begin(larger(0, problem.kernel_height / 2 - row)),
-        end(smaller(problem.kernel_height,
-                    problem.height + problem.kernel_height / 2 - row)) {}
-};
+// The kernel rows that are valid for an output row.
+ValidTaps valid_rows(const PixelProblem& problem, int64_t row) {
+  return {problem.kernel_height, row, row, problem.height};
+}
 
 // The first channel of a vector: the last vector overlaps the one before.
 int64_t channel_of(const PixelProblem& problem, int64_t vector) {
@@ -139,7 +123,7 @@ void convolve(const PixelProblem& problem, const Pixels& x, const float* weight,
   const int64_t kernel_bytes = problem.kernel_height * problem.kernel_width * kLanes * 4;
   const auto tile = [&](int64_t row, int64_t pixel, int64_t pixels, int64_t vector) {
     const int64_t channel = channel_of(problem, vector);
-    const ValidRows rows(problem, row);
+    const ValidTaps rows = valid_rows(problem, row);
     const float* from =
         x.data + channel +
         (row + rows.begin - problem.kernel_height / 2) * problem.width * x.stride;
@@ -148,11 +132,16 @@ void convolve(const PixelProblem& problem, const Pixels& x, const float* weight,
     int64_t start_stride = 0;
     split(problem.kernel_width, kMaxTaps, [&](int64_t tap, int64_t taps) {
       const Span span(pixel, tap, radius, problem.width, int(pixels + taps - 1));
-      kConvolve.of[pixels][taps](
-          from + span.from * x.stride, x.stride, problem.width * x.stride, span,
-          weight + channel + rows.begin * weight_row + tap * problem.weight_stride,
-          problem.weight_stride, weight_row, rows.end - rows.begin, start, start_stride,
-          to, y.stride);
+      const float* first_tap =
+          weight + channel + rows.begin * weight_row + tap * problem.weight_stride;
+      with_constant<kMaxPixels>(pixels, [&](auto pixel_count) {
+        with_constant<kMaxTaps>(taps, [&](auto tap_count) {
+          convolve_tile<pixel_count, tap_count>(
+              from + span.from * x.stride, x.stride, problem.width * x.stride, span,
+              first_tap, problem.weight_stride, weight_row, rows.end - rows.begin, start,
+              start_stride, to, y.stride);
+        });
+      });
       start = to;
       start_stride = y.stride;
     });
@@ -187,8 +176,9 @@ struct Sums {
 
 // Adds the contribution of one row of the gradient to kTaps sums.
 template <int kTaps>
-void correlate_row(const PixelProblem& problem, const float* x, int64_t stride,
-                   const float* grad, int64_t grad_stride, int64_t tap, float* part) {
+PELK_NOINLINE void correlate_row(const PixelProblem& problem, const float* x,
+                                 int64_t stride, const float* grad, int64_t grad_stride,
+                                 int64_t tap, float* part) {
   const int64_t radius = problem.kernel_width / 2;
   // Two chains per tap, as one would wait for every addition.
   Vec even[kTaps] = {}, odd[kTaps] = {};
@@ -211,13 +201,6 @@ void correlate_row(const PixelProblem& problem, const float* x, int64_t stride,
   }
 }
 
-using CorrelateRow = void (*)(const PixelProblem& problem, const float* x, int64_t stride,
-                              const float* grad, int64_t grad_stride, int64_t tap,
-                              float* part);
-constexpr CorrelateRow kCorrelate[kMaxTaps + 1] = {nullptr,          correlate_row<1>,
-                                                   correlate_row<2>, correlate_row<3>,
-                                                   correlate_row<4>, correlate_row<5>};
-
 void weight_grad(const PixelProblem& problem, const Pixels& x, const Pixels& grad,
                  int64_t channel, int64_t skip, int64_t first, int64_t last, bool begins,
                  bool ends, float* result, void* memory) {
@@ -231,7 +214,7 @@ void weight_grad(const PixelProblem& problem, const Pixels& x, const Pixels& gra
   }
   for (int64_t n = 0; n < problem.batch; ++n)
     for (int64_t row = 0; row < problem.height; ++row) {
-      const ValidRows rows(problem, row);
+      const ValidTaps rows = valid_rows(problem, row);
       const float* own =
           grad.data + channel + n * grad.batch_stride + row * problem.width * grad.stride;
       for (int64_t i = larger(first, rows.begin); i < smaller(last, rows.end); ++i) {
@@ -239,8 +222,10 @@ void weight_grad(const PixelProblem& problem, const Pixels& x, const Pixels& gra
             x.data + channel + n * x.batch_stride +
             (row + i - problem.kernel_height / 2) * problem.width * x.stride;
         split(problem.kernel_width, kMaxTaps, [&](int64_t tap, int64_t taps) {
-          kCorrelate[taps](problem, from, x.stride, own, grad.stride, tap,
-                           sums.part + i * row_sums + tap * kLanes);
+          float* part = sums.part + i * row_sums + tap * kLanes;
+          with_constant<kMaxTaps>(taps, [&](auto count) {
+            correlate_row<count>(problem, from, x.stride, own, grad.stride, tap, part);
+          });
         });
       }
       if ((row + 1) % flush_rows && row + 1 < problem.height) continue;
@@ -257,16 +242,10 @@ void weight_grad(const PixelProblem& problem, const Pixels& x, const Pixels& gra
           float(sums.total[tap * kLanes + lane]);
 }
 
-size_t scratch_size(const PixelProblem& problem) {
-  Arena arena = {nullptr, 0};
-  Sums(arena, problem);
-  return arena.used;
-}
-
 }  // namespace
 
-extern const PixelKernels pixel_kernels = {kLanes, channel_of, scratch_size, convolve,
-                                           weight_grad};
+extern const PixelKernels pixel_kernels = {
+    kLanes, channel_of, bytes_of<Sums, PixelProblem>, convolve, weight_grad};
 
 }  // namespace PELK_ISA
 }  // namespace pelk

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <stdexcept>
@@ -10,40 +11,37 @@ namespace {
 // A transform with its storage.
 struct TransformPlan {
   int32_t length;
-  std::vector<int32_t> radices, position = {0};
-  std::vector<float> twiddles;
+  std::vector<Pass> passes;
+  std::vector<int32_t> position = {0};
+  std::vector<std::vector<float>> twiddles;  // per pass
 
   explicit TransformPlan(int32_t points) : length(points) {
-    factorise();
     const double full_turn = -2.0 * std::acos(-1.0);
     int32_t run = length;
-    for (const int32_t radix : radices) {
+    for (const int32_t radix : factorise()) {
+      std::vector<float>& factors = twiddles.emplace_back();
       for (int32_t p = 1; p < run / radix; ++p)
         for (int32_t k = 1; k < radix; ++k) {
-          twiddles.push_back(float(std::cos(full_turn * p * k / run)));
-          twiddles.push_back(float(std::sin(full_turn * p * k / run)));
+          factors.push_back(float(std::cos(full_turn * p * k / run)));
+          factors.push_back(float(std::sin(full_turn * p * k / run)));
         }
+      passes.push_back({radix, run, factors.data()});
       run /= radix;
-    }
-    // The last radix runs slowest in the frequency and fastest in the position.
-    int32_t stride = length;
-    for (const int32_t radix : radices) {
-      stride /= radix;
+      // The last radix runs slowest in the frequency and fastest in the position.
       const size_t known = position.size();
       for (int32_t k = 1; k < radix; ++k)
-        for (size_t i = 0; i < known; ++i) position.push_back(position[i] + k * stride);
+        for (size_t i = 0; i < known; ++i) position.push_back(position[i] + k * run);
     }
   }
 
   Transform transform() const {
-    return {length, int32_t(radices.size()), radices.data(), twiddles.data(),
-            position.data()};
+    return {length, int32_t(passes.size()), passes.data(), position.data()};
   }
 
  private:
   // Chooses radices by vector operations per point: few passes, and none whose
   // butterfly spills registers.
-  void factorise() {
+  std::vector<int32_t> factorise() const {
     struct Choice {
       int32_t radix;
       float cost;
@@ -61,34 +59,44 @@ struct TransformPlan {
           last[n] = choice.radix;
         }
     }
+    std::vector<int32_t> radices;
     for (int32_t n = length; n > 1; n /= last[n]) {
       if (last[n] == 0) throw std::invalid_argument("length");
       radices.push_back(last[n]);
     }
+    return radices;
   }
 };
 
 }  // namespace
 
-AxisPlan::AxisPlan(const int32_t* grid, int32_t cells) {
+AxisPlan::AxisPlan(const int32_t* grid, int32_t cells, bool flip) {
   for (int32_t a = 0; a < cells; ++a) {
-    const int32_t taps = grid ? grid[a] : 1;
+    const int32_t taps = grid[flip ? cells - 1 - a : a];
     start_.push_back(start_.back() + taps);
     level_.push_back(level_of(taps));
   }
 }
 
+int32_t AxisPlan::clip(int64_t size) {
+  const int32_t whole = start_.back() / 2;
+  const int32_t radius = int32_t(std::clamp<int64_t>(size - 1, 0, whole));
+  for (int32_t& start : start_)
+    start = std::clamp(start - (whole - radius), 0, 2 * radius + 1);
+  return radius;
+}
+
 // The level of sums of `size` taps: twice half of them where that is a power of two,
 // else the largest power of two below and the rest.
 int32_t AxisPlan::level_of(int32_t size) {
-  for (size_t q = 0; q < sizes_.size(); ++q)
-    if (sizes_[q] == size) return int32_t(q);
+  if (size == 1) return 0;
+  for (size_t q = 0; q < levels_.size(); ++q)
+    if (levels_[q].size == size) return int32_t(q + 1);
   int32_t shift = 1;
   while (2 * shift < size) shift *= 2;
   const int32_t first = level_of(shift);
   const int32_t second = level_of(size - shift);
   levels_.push_back({first, second, size, shift});
-  sizes_.push_back(size);
   return int32_t(levels_.size());
 }
 
@@ -98,10 +106,8 @@ Axis AxisPlan::axis() const {
           levels_.data()};
 }
 
-Transform plan_transform(int32_t length, int64_t size, const Axis& axis) {
-  // The input is placed half a kernel, clipped to the input, from the origin.
-  const int64_t offset = axis.radius < size ? axis.radius : size - 1;
-  if (length % 2 || length < size + offset) throw std::invalid_argument("length");
+Transform plan_transform(int32_t length, int64_t least) {
+  if (length % 2 || length < least) throw std::invalid_argument("length");
   // Plans are kept: their sines take longer than a small convolution.
   thread_local std::map<int32_t, TransformPlan> plans;
   return plans.try_emplace(length, length).first->second.transform();

@@ -11,10 +11,13 @@ namespace pelk {
 // An axis of a kernel with its storage, which axis() points to.
 class AxisPlan {
  public:
-  // `grid` has the taps of each of `cells` cells; null for cells of one tap.
-  AxisPlan(const int32_t* grid, int32_t cells);
+  // `grid` has the taps of each of `cells` cells.
+  AxisPlan(const int32_t* grid, int32_t cells, bool flip);
   AxisPlan(const AxisPlan&) = delete;
 
+  // Leaves only the taps that are valid for some output of an input of `size` pixels;
+  // returns the radius.
+  int32_t clip(int64_t size);
   Axis axis() const;
 
  private:
@@ -22,11 +25,10 @@ class AxisPlan {
 
   std::vector<int32_t> start_ = {0}, level_;
   std::vector<Level> levels_;
-  std::vector<int32_t> sizes_ = {1};  // per level, the taps that it sums
 };
 
-// The transform of a plane's axis of `size` pixels, convolved with a kernel's axis. Valid
-// until the thread ends. Throws std::invalid_argument for a length that cannot serve.
-Transform plan_transform(int32_t length, int64_t size, const Axis& axis);
+// A transform of at least `least` points. Valid until the thread ends. Throws
+// std::invalid_argument for a length that cannot serve.
+Transform plan_transform(int32_t length, int64_t least);
 
 }  // namespace pelk

@@ -24,18 +24,17 @@ class Columns {
         first_(columns_from(first)),
         second_(columns_from(second)) {}
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
+  PELK_INLINE Complex load(int64_t i) const {
     const int64_t row = i - top_;
     const bool inside = uint64_t(row) < uint64_t(plane_.height);
-    *re = inside ? get(row, first_) : Vec{};
-    *im = inside ? get(row, second_) : Vec{};
+    return {inside ? get(row, first_) : Vec{}, inside ? get(row, second_) : Vec{}};
   }
 
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
     const int64_t row = i - top_;
     if (uint64_t(row) >= uint64_t(plane_.height)) return;
-    put(row, first_, re);
-    put(row, second_, im);
+    put(row, first_, z.re);
+    put(row, second_, z.im);
   }
 
  private:
@@ -93,20 +92,20 @@ struct WholeColumns {
   int64_t pitch, half, top, height;
   float bias;
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
+  PELK_INLINE Complex load(int64_t i) const {
     const int64_t row = i - top;
     const bool inside = uint64_t(row) < uint64_t(height);
     const float* from = data + row * pitch;
-    *re = inside ? pelk::PELK_ISA::load(from) : Vec{};
-    *im = inside ? pelk::PELK_ISA::load(from + half) : Vec{};
+    return {inside ? pelk::PELK_ISA::load(from) : Vec{},
+            inside ? pelk::PELK_ISA::load(from + half) : Vec{}};
   }
 
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
     const int64_t row = i - top;
     if (uint64_t(row) >= uint64_t(height)) return;
     float* to = data + row * pitch;
-    pelk::PELK_ISA::store(to, re + bias);
-    pelk::PELK_ISA::store(to + half, im + bias);
+    pelk::PELK_ISA::store(to, z.re + bias);
+    pelk::PELK_ISA::store(to + half, z.im + bias);
   }
 };
 
@@ -126,33 +125,6 @@ void with_columns(const Plane& plane, int64_t top, int64_t first, int64_t half,
 // The distance from a column that is a real part to the one that is its imaginary part.
 int64_t half_of(int64_t width) { return round_up((width + 1) / 2, kLanes); }
 
-// A kernel's axis clipped to an input of `size` pixels: the `count` taps that are valid
-// (within the input) for some output pixel.
-struct ClippedAxis {
-  int64_t crop, radius, count;  // `crop` taps are cut off at either end
-
-  ClippedAxis(const Axis& axis, int64_t size)
-      : crop(larger(0, axis.radius - (size - 1))),
-        radius(axis.radius - crop),
-        count(2 * radius + 1) {}
-
-  // The first tap of a cell, within [0, count].
-  int64_t begin(const Axis& axis, int cell) const {
-    return smaller(count, larger(0, axis.start[cell] - crop));
-  }
-};
-
-Plane image(const Images& images, int64_t n) {
-  return {static_cast<const char*>(images.first.data) + n * images.stride,
-          images.first.height, images.first.width, images.first.type};
-}
-
-// Zero for a plane without data.
-int64_t bytes_to_read(const Plane& plane) {
-  if (!plane.data) return 0;
-  return plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
-}
-
 // The plane that the thread reads after image n; its data is null if there is none.
 Plane next_image(const Images& images, int64_t n) {
   if (n + 1 < images.count) return image(images, n + 1);
@@ -162,6 +134,25 @@ Plane next_image(const Images& images, int64_t n) {
                   : nullptr;
   return next;
 }
+
+// Prefetches a plane that is needed soon into the second-level cache, a few cache lines
+// at each of `points`; nothing for a plane without data.
+struct Prefetcher {
+  const char* lines;
+  int64_t step;
+
+  Prefetcher(const Plane& plane, int64_t points) : lines(nullptr), step(0) {
+    if (!plane.data) return;
+    const int64_t bytes = plane.height * plane.width * (plane.type == kFloat32 ? 4 : 2);
+    lines = static_cast<const char*>(plane.data);
+    step = round_up((bytes + points - 1) / points, kLine);
+  }
+
+  PELK_INLINE void prefetch(int64_t point) const {
+    for (int64_t at = point * step; at < (point + 1) * step; at += kLine)
+      __builtin_prefetch(lines + at, 0, 2);
+  }
+};
 
 }  // namespace
 }  // namespace PELK_ISA

@@ -61,23 +61,23 @@ PELK_INLINE inline void split(int64_t count, int64_t most, const Work& work) {
   }
 }
 
-// The register tiles of every size: of[i][j] is Tiles::of<i, j>(), for i and j from 1.
-template <class Tiles, int kRows, int kCols>
-struct TileTable {
-  typename Tiles::Tile of[kRows + 1][kCols + 1] = {};
-
-  constexpr TileTable() { fill<1, 1>(); }
-
- private:
-  template <int i, int j>
-  constexpr void fill() {
-    of[i][j] = Tiles::template of<i, j>();
-    if constexpr (j < kCols) {
-      fill<i, j + 1>();
-    } else if constexpr (i < kRows) {
-      fill<i + 1, 1>();
-    }
+// Calls work(Constant<n>()) for an n from 1 to kMost that is known at run time only.
+template <int kMost, class Work>
+PELK_INLINE inline void with_constant(int64_t n, const Work& work) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_constant<kMost - 1>(n, work);
   }
+  work(Constant<kMost>());
+}
+
+// The taps of a kernel's axis that are valid (within [0, size)) for some of the outputs
+// [first, last]: [begin, end).
+struct ValidTaps {
+  int64_t begin, end;
+
+  ValidTaps(int64_t taps, int64_t first, int64_t last, int64_t size)
+      : begin(smaller(taps, larger(0, taps / 2 - last))),
+        end(larger(begin, smaller(taps, size + taps / 2 - first))) {}
 };
 
 // ---------------------------------------------------------------- transposition
@@ -200,6 +200,11 @@ inline void write(void* data, int64_t at, const float* from, int64_t n, float bi
   }
 }
 
+inline Plane image(const Images& images, int64_t n) {
+  return {static_cast<const char*>(images.first.data) + n * images.stride,
+          images.first.height, images.first.width, images.first.type};
+}
+
 // Divides a thread's scratch memory into aligned pieces. With a null base it only adds up
 // their sizes.
 struct Arena {
@@ -212,6 +217,14 @@ struct Arena {
     return piece;
   }
 };
+
+// Bytes of the pieces that a structure takes; its first argument is the arena.
+template <class Pieces, class... Arguments>
+size_t bytes_of(const Arguments&... arguments) {
+  Arena arena = {nullptr, 0};
+  Pieces(arena, arguments...);
+  return arena.used;
+}
 
 }  // namespace
 }  // namespace PELK_ISA

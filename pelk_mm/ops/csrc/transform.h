@@ -15,145 +15,98 @@ namespace {
 // Floats per point of kLanes transforms: real parts, then imaginary parts.
 constexpr int64_t kPoint = 2 * kLanes;
 
+struct Complex {
+  Vec re, im;
+};
+
+PELK_INLINE inline Complex operator+(const Complex& a, const Complex& b) {
+  return {a.re + b.re, a.im + b.im};
+}
+PELK_INLINE inline Complex operator-(const Complex& a, const Complex& b) {
+  return {a.re - b.re, a.im - b.im};
+}
+PELK_INLINE inline Complex operator*(float a, const Complex& b) {
+  return {a * b.re, a * b.im};
+}
+
 // ---------------------------------------------------------------- butterflies
 
-// Discrete Fourier transforms of kRadix points; inlined, as otherwise their operands
-// would go through memory.
+// -i (a - b)
+PELK_INLINE inline Complex rotated_difference(const Complex& a, const Complex& b) {
+  return {a.im - b.im, b.re - a.re};
+}
+
+PELK_INLINE inline Complex combine(float s, const Complex& a, float t, const Complex& b) {
+  return {s * a.re + t * b.re, s * a.im + t * b.im};
+}
+
+// A discrete Fourier transform of kRadix points; inlined, as otherwise its operands would
+// go through memory.
 template <int kRadix>
-struct Butterfly;
-
-template <>
-struct Butterfly<2> {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
-    const Vec r = re[0] - re[1], i = im[0] - im[1];
-    re[0] += re[1];
-    im[0] += im[1];
-    re[1] = r;
-    im[1] = i;
-  }
-};
-
-template <>
-struct Butterfly<3> {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
+PELK_INLINE inline void butterfly(Complex* z) {
+  if constexpr (kRadix == 2) {
+    const Complex difference = z[0] - z[1];
+    z[0] = z[0] + z[1];
+    z[1] = difference;
+  } else if constexpr (kRadix == 3) {
     constexpr float kSine = 0.866025403784438647f;
-    const Vec sum_r = re[1] + re[2], sum_i = im[1] + im[2];
-    const Vec rot_r = kSine * (im[1] - im[2]), rot_i = kSine * (re[2] - re[1]);
-    const Vec mid_r = re[0] - 0.5f * sum_r, mid_i = im[0] - 0.5f * sum_i;
-    re[0] += sum_r;
-    im[0] += sum_i;
-    re[1] = mid_r + rot_r;
-    im[1] = mid_i + rot_i;
-    re[2] = mid_r - rot_r;
-    im[2] = mid_i - rot_i;
-  }
-};
-
-template <>
-struct Butterfly<4> {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
-    const Vec even_r = re[0] + re[2], even_i = im[0] + im[2];
-    const Vec skew_r = re[0] - re[2], skew_i = im[0] - im[2];
-    const Vec odd_r = re[1] + re[3], odd_i = im[1] + im[3];
-    const Vec rot_r = im[1] - im[3], rot_i = re[3] - re[1];
-    re[0] = even_r + odd_r;
-    im[0] = even_i + odd_i;
-    re[1] = skew_r + rot_r;
-    im[1] = skew_i + rot_i;
-    re[2] = even_r - odd_r;
-    im[2] = even_i - odd_i;
-    re[3] = skew_r - rot_r;
-    im[3] = skew_i - rot_i;
-  }
-};
-
-template <>
-struct Butterfly<5> {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
+    const Complex sum = z[1] + z[2], rotated = kSine * rotated_difference(z[1], z[2]);
+    const Complex middle = z[0] - 0.5f * sum;
+    z[0] = z[0] + sum;
+    z[1] = middle + rotated;
+    z[2] = middle - rotated;
+  } else if constexpr (kRadix == 4) {
+    const Complex even = z[0] + z[2], skew = z[0] - z[2];
+    const Complex odd = z[1] + z[3], rotated = rotated_difference(z[1], z[3]);
+    z[0] = even + odd;
+    z[1] = skew + rotated;
+    z[2] = even - odd;
+    z[3] = skew - rotated;
+  } else if constexpr (kRadix == 5) {
     constexpr float kCosine1 = 0.309016994374947424f, kSine1 = 0.951056516295153572f;
     constexpr float kCosine2 = -0.809016994374947424f, kSine2 = 0.587785252292473129f;
-    const Vec sum1_r = re[1] + re[4], sum1_i = im[1] + im[4];
-    const Vec sum2_r = re[2] + re[3], sum2_i = im[2] + im[3];
-    const Vec gap1_r = im[1] - im[4], gap1_i = re[4] - re[1];
-    const Vec gap2_r = im[2] - im[3], gap2_i = re[3] - re[2];
-    const Vec mid1_r = re[0] + kCosine1 * sum1_r + kCosine2 * sum2_r;
-    const Vec mid1_i = im[0] + kCosine1 * sum1_i + kCosine2 * sum2_i;
-    const Vec mid2_r = re[0] + kCosine2 * sum1_r + kCosine1 * sum2_r;
-    const Vec mid2_i = im[0] + kCosine2 * sum1_i + kCosine1 * sum2_i;
-    const Vec rot1_r = kSine1 * gap1_r + kSine2 * gap2_r;
-    const Vec rot1_i = kSine1 * gap1_i + kSine2 * gap2_i;
-    const Vec rot2_r = kSine2 * gap1_r - kSine1 * gap2_r;
-    const Vec rot2_i = kSine2 * gap1_i - kSine1 * gap2_i;
-    re[0] += sum1_r + sum2_r;
-    im[0] += sum1_i + sum2_i;
-    re[1] = mid1_r + rot1_r;
-    im[1] = mid1_i + rot1_i;
-    re[2] = mid2_r + rot2_r;
-    im[2] = mid2_i + rot2_i;
-    re[3] = mid2_r - rot2_r;
-    im[3] = mid2_i - rot2_i;
-    re[4] = mid1_r - rot1_r;
-    im[4] = mid1_i - rot1_i;
-  }
-};
-
-template <>
-struct Butterfly<8> {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
+    const Complex sum1 = z[1] + z[4], gap1 = rotated_difference(z[1], z[4]);
+    const Complex sum2 = z[2] + z[3], gap2 = rotated_difference(z[2], z[3]);
+    const Complex middle1 = z[0] + kCosine1 * sum1 + kCosine2 * sum2;
+    const Complex middle2 = z[0] + kCosine2 * sum1 + kCosine1 * sum2;
+    const Complex rotated1 = combine(kSine1, gap1, kSine2, gap2);
+    const Complex rotated2 = combine(kSine2, gap1, -kSine1, gap2);
+    z[0] = z[0] + (sum1 + sum2);
+    z[1] = middle1 + rotated1;
+    z[2] = middle2 + rotated2;
+    z[3] = middle2 - rotated2;
+    z[4] = middle1 - rotated1;
+  } else if constexpr (kRadix == 8) {
     constexpr float kHalf = 0.707106781186547524f;
-    Vec even_r[4] = {re[0], re[2], re[4], re[6]},
-        even_i[4] = {im[0], im[2], im[4], im[6]};
-    Vec odd_r[4] = {re[1], re[3], re[5], re[7]}, odd_i[4] = {im[1], im[3], im[5], im[7]};
-    Butterfly<4>::run(even_r, even_i);
-    Butterfly<4>::run(odd_r, odd_i);
-    const Vec first = odd_r[1], third = odd_r[3];
-    odd_r[1] = kHalf * (first + odd_i[1]);
-    odd_i[1] = kHalf * (odd_i[1] - first);
-    const Vec second = odd_r[2];
-    odd_r[2] = odd_i[2];
-    odd_i[2] = -second;
-    odd_r[3] = kHalf * (odd_i[3] - third);
-    odd_i[3] = -kHalf * (odd_i[3] + third);
+    Complex even[4] = {z[0], z[2], z[4], z[6]}, odd[4] = {z[1], z[3], z[5], z[7]};
+    butterfly<4>(even);
+    butterfly<4>(odd);
+    odd[1] = {kHalf * (odd[1].re + odd[1].im), kHalf * (odd[1].im - odd[1].re)};
+    odd[2] = {odd[2].im, -odd[2].re};
+    odd[3] = {kHalf * (odd[3].im - odd[3].re), -kHalf * (odd[3].im + odd[3].re)};
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      re[k] = even_r[k] + odd_r[k];
-      im[k] = even_i[k] + odd_i[k];
-      re[k + 4] = even_r[k] - odd_r[k];
-      im[k + 4] = even_i[k] - odd_i[k];
+      z[k] = even[k] + odd[k];
+      z[k + 4] = even[k] - odd[k];
     }
-  }
-};
-
-// Twice an odd radix: the prime-factor (Good-Thomas) index mapping needs no twiddles.
-template <int kOdd>
-struct PrimeFactor {
-  static PELK_INLINE void run(Vec* re, Vec* im) {
-    Vec half_r[2][kOdd], half_i[2][kOdd];
+  } else {
+    // Twice an odd radix: the prime-factor (Good-Thomas) index mapping needs no twiddles.
+    constexpr int kOdd = kRadix / 2;
+    Complex half[2][kOdd];
 #pragma GCC unroll 8
     for (int n = 0; n < kOdd; ++n) {
-      const int a = 2 * n, b = (2 * n + kOdd) % (2 * kOdd);
-      half_r[0][n] = re[a] + re[b];
-      half_i[0][n] = im[a] + im[b];
-      half_r[1][n] = re[a] - re[b];
-      half_i[1][n] = im[a] - im[b];
+      const Complex a = z[2 * n], b = z[(2 * n + kOdd) % kRadix];
+      half[0][n] = a + b;
+      half[1][n] = a - b;
     }
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      Butterfly<kOdd>::run(half_r[h], half_i[h]);
+      butterfly<kOdd>(half[h]);
 #pragma GCC unroll 8
-      for (int k = 0; k < kOdd; ++k) {
-        const int to = (kOdd * h + (kOdd + 1) * k) % (2 * kOdd);
-        re[to] = half_r[h][k];
-        im[to] = half_i[h][k];
-      }
+      for (int k = 0; k < kOdd; ++k) z[(kOdd * h + (kOdd + 1) * k) % kRadix] = half[h][k];
     }
   }
-};
-
-template <>
-struct Butterfly<6> : PrimeFactor<3> {};
-template <>
-struct Butterfly<10> : PrimeFactor<5> {};
+}
 
 // ---------------------------------------------------------------- passes
 
@@ -161,111 +114,71 @@ struct Butterfly<10> : PrimeFactor<5> {};
 struct Points {
   float* data;
 
-  PELK_INLINE void load(int64_t i, Vec* re, Vec* im) const {
-    *re = pelk::PELK_ISA::load(data + i * kPoint);
-    *im = pelk::PELK_ISA::load(data + i * kPoint + kLanes);
+  PELK_INLINE Complex load(int64_t i) const {
+    const float* from = data + i * kPoint;
+    return {pelk::PELK_ISA::load(from), pelk::PELK_ISA::load(from + kLanes)};
   }
-  PELK_INLINE void store(int64_t i, Vec re, Vec im) const {
-    pelk::PELK_ISA::store(data + i * kPoint, re);
-    pelk::PELK_ISA::store(data + i * kPoint + kLanes, im);
+  PELK_INLINE void store(int64_t i, const Complex& z) const {
+    pelk::PELK_ISA::store(data + i * kPoint, z.re);
+    pelk::PELK_ISA::store(data + i * kPoint + kLanes, z.im);
   }
 };
 
-// One pass over `length` points in runs of `run`. The inverse is the transposed pass with
-// real and imaginary parts exchanged, which conjugates everything; it is not normalised.
-template <int kRadix, bool kInverse, class From, class To>
-void pass(const From from, const To to, int64_t length, int64_t run,
-          const float* twiddles) {
-  const int64_t step = run / kRadix;
-  const auto rotate = [](Vec* re, Vec* im, const float* twiddle) PELK_INLINE {
+enum Direction : bool { kForward, kInverse };
+
+// One pass over `length` points. The inverse is the transposed pass with real and
+// imaginary parts exchanged, which conjugates everything; it is not normalised.
+template <int kRadix, Direction kDirection, class From, class To>
+void run_pass(const Pass& pass, const From from, const To to, int64_t length) {
+  const int64_t run = pass.run, step = run / kRadix;
+  const float* twiddles = pass.twiddles;
+  const auto exchanged = [](const Complex& z) PELK_INLINE {
+    return kDirection == kInverse ? Complex{z.im, z.re} : z;
+  };
+  const auto rotate = [](Complex* z, const float* twiddle) PELK_INLINE {
 #pragma GCC unroll 10
-    for (int k = 1; k < kRadix; ++k, twiddle += 2) {
-      const Vec r = re[k] * twiddle[0] - im[k] * twiddle[1];
-      im[k] = re[k] * twiddle[1] + im[k] * twiddle[0];
-      re[k] = r;
-    }
+    for (int k = 1; k < kRadix; ++k, twiddle += 2)
+      z[k] = {z[k].re * twiddle[0] - z[k].im * twiddle[1],
+              z[k].re * twiddle[1] + z[k].im * twiddle[0]};
   };
   const auto column = [&](int64_t first, const float* twiddle) PELK_INLINE {
-    Vec re[kRadix], im[kRadix];
+    Complex z[kRadix];
 #pragma GCC unroll 10
-    for (int k = 0; k < kRadix; ++k)
-      from.load(first + k * step, kInverse ? im + k : re + k, kInverse ? re + k : im + k);
-    if (kInverse && twiddle) rotate(re, im, twiddle);
-    Butterfly<kRadix>::run(re, im);
-    if (!kInverse && twiddle) rotate(re, im, twiddle);
+    for (int k = 0; k < kRadix; ++k) z[k] = exchanged(from.load(first + k * step));
+    if (kDirection == kInverse && twiddle) rotate(z, twiddle);
+    butterfly<kRadix>(z);
+    if (kDirection == kForward && twiddle) rotate(z, twiddle);
 #pragma GCC unroll 10
-    for (int k = 0; k < kRadix; ++k)
-      to.store(first + k * step, kInverse ? im[k] : re[k], kInverse ? re[k] : im[k]);
+    for (int k = 0; k < kRadix; ++k) to.store(first + k * step, exchanged(z[k]));
   };
   for (int64_t at = 0; at < length; at += run) column(at, nullptr);
   for (int64_t p = 1; p < step; ++p, twiddles += 2 * (kRadix - 1))
     for (int64_t at = p; at < length; at += run) column(at, twiddles);
 }
 
-template <bool kInverse, class From, class To>
-void pass_of(int radix, const From& from, const To& to, int64_t length, int64_t run,
-             const float* twiddles) {
-  switch (radix) {
-    case 2: return pass<2, kInverse>(from, to, length, run, twiddles);
-    case 3: return pass<3, kInverse>(from, to, length, run, twiddles);
-    case 4: return pass<4, kInverse>(from, to, length, run, twiddles);
-    case 5: return pass<5, kInverse>(from, to, length, run, twiddles);
-    case 6: return pass<6, kInverse>(from, to, length, run, twiddles);
-    case 8: return pass<8, kInverse>(from, to, length, run, twiddles);
-    case 10: return pass<10, kInverse>(from, to, length, run, twiddles);
+template <Direction kDirection, class From, class To>
+void run_pass(const Pass& pass, const From& from, const To& to, int64_t length) {
+  switch (pass.radix) {
+    case 2: return run_pass<2, kDirection>(pass, from, to, length);
+    case 3: return run_pass<3, kDirection>(pass, from, to, length);
+    case 4: return run_pass<4, kDirection>(pass, from, to, length);
+    case 5: return run_pass<5, kDirection>(pass, from, to, length);
+    case 6: return run_pass<6, kDirection>(pass, from, to, length);
+    case 8: return run_pass<8, kDirection>(pass, from, to, length);
+    case 10: return run_pass<10, kDirection>(pass, from, to, length);
   }
-}
-
-// Floats of the twiddles of a pass.
-int64_t twiddle_count(int64_t run, int64_t radix) {
-  return 2 * (run / radix - 1) * (radix - 1);
 }
 
 // The first pass reads `from`, the last writes `to`, those in between work on `points`.
-template <class From, class To>
-void forward(const Transform& t, const From& from, const Points& points, const To& to) {
-  const float* twiddles = t.twiddles;
-  int64_t run = t.length;
-  if (t.passes == 1) return pass_of<false>(t.radices[0], from, to, run, run, twiddles);
-  pass_of<false>(t.radices[0], from, points, run, run, twiddles);
-  for (int i = 1; i < t.passes; ++i) {
-    twiddles += twiddle_count(run, t.radices[i - 1]);
-    run /= t.radices[i - 1];
-    if (i + 1 < t.passes)
-      pass_of<false>(t.radices[i], points, points, t.length, run, twiddles);
-    else
-      pass_of<false>(t.radices[i], points, to, t.length, run, twiddles);
-  }
-}
-
-template <class From>
-void forward(const Transform& t, const From& from, const Points& points) {
-  forward(t, from, points, points);
-}
-
-template <class From, class To>
-void inverse(const Transform& t, const From& from, const Points& points, const To& to) {
-  const float* twiddles = t.twiddles;
-  int64_t run = t.length;
-  if (t.passes == 1) return pass_of<true>(t.radices[0], from, to, run, run, twiddles);
-  for (int i = 0; i < t.passes; ++i) {
-    twiddles += twiddle_count(run, t.radices[i]);
-    run /= t.radices[i];
-  }
-  for (int i = t.passes - 1; i > 0; --i) {
-    run *= t.radices[i];
-    twiddles -= twiddle_count(run, t.radices[i]);
-    if (i + 1 == t.passes)
-      pass_of<true>(t.radices[i], from, points, t.length, run, twiddles);
-    else
-      pass_of<true>(t.radices[i], points, points, t.length, run, twiddles);
-  }
-  pass_of<true>(t.radices[0], points, to, t.length, t.length, t.twiddles);
-}
-
-template <class To>
-void inverse(const Transform& t, const Points& points, const To& to) {
-  inverse(t, points, points, to);
+template <Direction kDirection, class From, class To>
+void transform(const Transform& t, const From& from, const Points& points, const To& to) {
+  const Pass* pass = kDirection == kForward ? t.passes : t.passes + t.pass_count - 1;
+  constexpr int kNext = kDirection == kForward ? 1 : -1;
+  if (t.pass_count == 1) return run_pass<kDirection>(*pass, from, to, t.length);
+  run_pass<kDirection>(*pass, from, points, t.length);
+  for (int i = 2; i < t.pass_count; ++i)
+    run_pass<kDirection>(*(pass += kNext), points, points, t.length);
+  run_pass<kDirection>(*(pass + kNext), points, to, t.length);
 }
 
 }  // namespace

@@ -162,16 +162,16 @@ def main() -> None:
         wheel = mmcv_wheel(python, mmcv, tag)
         pip(python, 'install', '--no-deps', '--force-reinstall', str(wheel))
         say('installing pelk_mm with mmseg, mmdet and the test tools')
-        target = [f'{ROOT}[{args.stack},dev]']
+        target = ['-e', f'{ROOT}[{args.stack},dev]']
     elif done[2:] != [kernels_digest(suffix)]:
         say('building the CPU kernels, whose sources have changed')
-        target = ['--no-deps', str(ROOT)]
+        target = ['--no-deps', '-e', str(ROOT)]
     else:
         return
     # A build that fails leaves none, rather than those of old sources.
     for library in built_kernels(suffix):
         library.unlink()
-    pip(python, 'install', '--no-build-isolation', '-e', *target)
+    pip(python, 'install', '--no-build-isolation', *target)
     if output_of(python, 'import mmcv.ops') is None:
         sys.exit(f'setup: mmcv does not import; remove {CACHE} and try again')
     if not built_kernels(suffix):

@@ -90,6 +90,10 @@ class Recorder:
 
     def pip(self, python, *arguments):
         self.installed.append(arguments)
+        if '-e' in arguments:
+            # What pip takes an editable project from is the word after.
+            project = arguments[arguments.index('-e') + 1]
+            assert project.startswith(str(self.environment.parent))
         if '-e' in arguments and self.compiles:
             assert not self.kernels.exists()
             self.kernels.write_text('compiled')

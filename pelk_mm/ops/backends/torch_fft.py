@@ -1,7 +1,7 @@
 """Depthwise convolution by torch's real Fourier transforms, on any device.
 
 The cost does not depend on the kernel's size except through the padding, so this is
-the way for large dense kernels where the compiled ones (`csrc/fourier.cpp`, of the same
+the way for large dense kernels where the compiled ones (`csrc/fft.cpp`, of the same
 lengths) are missing. Computed in float32 or float64.
 """
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -34,10 +36,10 @@ def randomise():
     @torch.no_grad()
     def draw(module):
         for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if isinstance(part, nn.BatchNorm2d):
                 part.running_mean.normal_(0, 0.3)
                 part.running_var.uniform_(0.5, 1.5)
-            if isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)):
+            if isinstance(part, (nn.BatchNorm2d, nn.LayerNorm)):
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.normal_(0, 0.2)
         for name, parameter in module.named_parameters():
@@ -46,3 +48,22 @@ def randomise():
         return module
 
     return draw
+
+
+@pytest.fixture(scope='session')
+def street(tmp_path_factory):
+    """One made-up image and its ground truth in Cityscapes' directory layout."""
+    root = tmp_path_factory.mktemp('cityscapes')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for kind, suffix, values in (
+            ('leftImg8bit', 'leftImg8bit', rng.integers(0, 255, (128, 256, 3))),
+            ('gtFine', 'gtFine_labelTrainIds', rng.integers(0, 19, (128, 256))),
+        ):
+            folder = root / kind / split / 'town'
+            folder.mkdir(parents=True)
+            for i in range(2):
+                cv2.imwrite(
+                    str(folder / f'town_{i}_{suffix}.png'), values.astype(np.uint8)
+                )
+    return root

@@ -10,7 +10,6 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -194,25 +193,6 @@ def test_hooks_are_built(cfg):
         if name != 'visualization':  # wants a run's visualizer
             HOOKS.build(hook)
     assert ('sparsity' in cfg.default_hooks) == (cfg.model.backbone.type != 'RepLKNet')
-
-
-@pytest.fixture(scope='session')
-def street(tmp_path_factory):
-    """One made-up image and its ground truth in Cityscapes' directory layout."""
-    root = tmp_path_factory.mktemp('cityscapes')
-    rng = np.random.default_rng(0)
-    for split in ('train', 'val'):
-        for kind, suffix, values in (
-            ('leftImg8bit', 'leftImg8bit', rng.integers(0, 255, (128, 256, 3))),
-            ('gtFine', 'gtFine_labelTrainIds', rng.integers(0, 19, (128, 256))),
-        ):
-            folder = root / kind / split / 'town'
-            folder.mkdir(parents=True)
-            for i in range(2):
-                cv2.imwrite(
-                    str(folder / f'town_{i}_{suffix}.png'), values.astype(np.uint8)
-                )
-    return root
 
 
 def with_data(cfg, path, shared, street):

@@ -1,11 +1,10 @@
-"""The command line: exit codes, the report, bad files, interruptions, memory."""
+"""The command line: exit codes, the report, bad files."""
 
 import importlib.util
 import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -317,88 +316,6 @@ def test_fitting_configs(shared, name, fits, not_fits):
     configs = {Path(path).stem for path in fitting_configs(report, ROOT / 'configs')}
     assert all(config.startswith('upernet') for config in configs)
     assert fits[0] in configs
-
-
-KILLED = """
-import os, signal, sys
-import torch
-import pelk_mm.files
-from pelk_mm.checkpoints import files
-from pelk_mm.conversion.convert import convert_checkpoint
-
-torch.set_num_threads(1)
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def save_half(content, file):
-    file.write(b'PK' * 500)
-    file.flush()
-    die()
-
-for point in ('create', 'save', 'verify', 'rename', 'done'):
-    child = os.fork()
-    if not child:
-        if point == 'create':
-            pelk_mm.files.mkstemp = die
-        if point == 'save':
-            torch.save = save_half
-        if point == 'verify':
-            files._same_bits = die
-        if point == 'rename':
-            pelk_mm.files.Path.replace = die
-        convert_checkpoint('src.pth', 'dst.pth', force=True)
-        die()
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    old = open('dst.pth', 'rb').read() == b'old'
-    assert old == (point != 'done'), point
-assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
-"""
-
-
-def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
-    torch.save(released(), tmp_path / 'src.pth')
-    (tmp_path / 'dst.pth').write_bytes(b'old')
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', KILLED],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-
-
-MEMORY = """
-import resource
-from pelk_mm.conversion.convert import convert_checkpoint
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-before = peak()
-convert_checkpoint('src.pth', 'dst.pth')
-print(peak() - before)
-"""
-
-
-def test_memory_stays_near_twice_the_size(tmp_path):
-    """The source and the result that is verified against it, both in their files."""
-    arch = dict(channels=[64, 512], depths=[1, 12], kernel_sizes=[7, 7])
-    model = SLaK(arch, out_indices=(0, 1))
-    torch.save(to_released(model.state_dict(), 'slak').converted, tmp_path / 'src.pth')
-    size = (tmp_path / 'src.pth').stat().st_size
-    assert size > 100e6
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', MEMORY],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    for path in tmp_path.iterdir():
-        path.unlink()
-    assert int(result.stdout) < 2.3 * size, result.stderr
 
 
 @pytest.fixture(scope='module')

@@ -45,13 +45,14 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
             path.relative_to(ROOT)
             for path in (ROOT / folder).rglob(pattern)
             if path.is_file() and path.suffix in ('.py', '.sh', '.yml')
-        } - {Path('tools/setup_env.py')}
+        } - {Path('tools/setup_env.py'), Path('tools/analysis/metafiles.py')}
         assert expected
         assert all((mim / path).read_bytes() == path.read_bytes() for path in expected)
     assert (mim / 'model-index.yml').is_file()
     assert (mim.parent / 'py.typed').is_file()
     # It sets a checkout up.
     assert not (mim / 'tools' / 'setup_env.py').exists()
+    assert not (mim / 'tools' / 'analysis' / 'metafiles.py').exists()
     assert not (ROOT / 'pelk_mm' / '.mim').exists()
 
     # Its commands work without the checkout; the metadata lie in `tmp_path`.

@@ -1,11 +1,12 @@
 import argparse
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import get_flops as tool
 from pelk_mm.backbones import PeLK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,14 +42,22 @@ def config(tmp_path):
     return path
 
 
-def get_flops(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'analysis' / 'get_flops.py', *arguments],
-        capture_output=True,
-        cwd=cwd,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def get_flops(monkeypatch, capsys):
+    """Runs the tool in this process: the frameworks are imported once."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['get_flops.py', *map(str, arguments)])
+        code = 0
+        try:
+            tool.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            print(end.code, file=sys.stderr)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    return run
 
 
 def rows(result):
@@ -60,7 +69,7 @@ def rows(result):
     }
 
 
-def test_components_and_paper_sparsity(config):
+def test_components_and_paper_sparsity(get_flops, config):
     result = get_flops(config)
     assert 'image of 512 x 2048 (H x W), 40% zeros' in result.stdout
     table = rows(result)
@@ -71,7 +80,7 @@ def test_components_and_paper_sparsity(config):
     assert table['auxiliary_head'][2:] == ['0.00 G', '0.00 G']
 
 
-def test_shape_and_zeros_of_a_checkpoint(config, tmp_path):
+def test_shape_and_zeros_of_a_checkpoint(get_flops, config, tmp_path):
     state = {name: torch.zeros_like(p) for name, p in PeLK(ARCH).state_dict().items()}
     torch.save({'state_dict': state}, tmp_path / 'zeros.pth')
     result = get_flops(
@@ -81,7 +90,7 @@ def test_shape_and_zeros_of_a_checkpoint(config, tmp_path):
     assert rows(result)['backbone'][1] == '0.00 M'
 
 
-def test_checkpoints_that_the_converter_reads(config, tmp_path):
+def test_checkpoints_that_the_converter_reads(get_flops, config, tmp_path):
     save_file = pytest.importorskip('safetensors.torch').save_file
     state = PeLK(ARCH).state_dict()
     save_file(state, tmp_path / 'a.safetensors')
@@ -103,9 +112,12 @@ def test_checkpoints_that_the_converter_reads(config, tmp_path):
         (['--checkpoint', 'list.pth'], 'it holds a list, not weights'),
     ],
 )
-def test_bad_input_ends_in_one_line(config, tmp_path, arguments, message):
+def test_bad_input_ends_in_one_line(
+    get_flops, config, tmp_path, monkeypatch, arguments, message
+):
     torch.save([1], tmp_path / 'list.pth')
-    result = get_flops(config, *arguments, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = get_flops(config, *arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert result.stderr.splitlines()[-1].startswith('get_flops.py: ')

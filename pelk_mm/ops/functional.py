@@ -108,7 +108,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_in_memory(tensor: Tensor) -> bool:
     """Whether a tensor is one of torch's own, in memory."""
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
 
@@ -130,7 +130,7 @@ def _run(
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or is_watched()
-        or not all(t is None or _is_plain(t) for t in (x, weight, bias))
+        or not all(t is None or _is_in_memory(t) for t in (x, weight, bias))
     ):
         call = operator.dispatched
     elif _needs_grad(x, weight, bias):

@@ -4,6 +4,8 @@ A backend gets these tests by standing in `choose.BACKENDS`; `test_toy_backend.p
 it with one of a few lines.
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ PROBLEMS = {
     'one pixel': ((2, 2, 1, 1), (7, 7), None),
     'kernel larger than the map': ((1, 2, 4, 30), (51, 51), None),
     'grid': ((2, 3, 20, 17), (7, 7), (3, 2, 1, 1, 1, 2, 3)),
-    'grid of the paper': ((1, 2, 40, 33), (13, 13), PAPER_GRID),
+    'grid of the paper': ((1, 2, 28, 26), (13, 13), PAPER_GRID),
     'asymmetric grid': ((2, 3, 11, 13), (7, 7), (4, 1, 1, 1, 1, 2, 5)),
     'grid without a fine centre': ((2, 3, 11, 13), (7, 7), (9, 8, 4, 2, 4, 8, 10)),
     'grid larger than the map': ((1, 2, 3, 5), (7, 7), (9, 8, 4, 2, 4, 8, 10)),
@@ -92,9 +94,11 @@ def run(x, weight, bias, upstream, grid, name):
     return out.detach(), *torch.autograd.grad(out, leaves, upstream)
 
 
-def expected(x, weight, bias, upstream, grid):
-    """The same in float64 from the definition."""
-    leaves = [leaf.double().requires_grad_() for leaf in (x, weight, bias)]
+@functools.cache
+def expected(shape, kernel, grid, dtype):
+    """The same in float64 from the definition, once for all backends."""
+    *leaves, upstream = operands(shape, kernel, dtype)
+    leaves = [leaf.double().requires_grad_() for leaf in leaves]
     kernel = leaves[1] if grid is None else reference.expand_kernel(leaves[1], grid)
     out = reference.depthwise_conv2d(leaves[0], kernel, leaves[2])
     return out.detach(), *torch.autograd.grad(out, leaves, upstream.double())
@@ -124,7 +128,7 @@ def test_values_gradients_and_layout(backend, case, dtype):
         with pytest.raises(ValueError, match=f'the backend {backend!r} cannot'):
             run(x, weight, bias, upstream, grid, backend)
         return
-    wanted = expected(x, weight, bias, upstream, grid)
+    wanted = expected(shape, kernel, grid, dtype)
     for name, lay_out in LAYOUTS.items():
         layout = torch.contiguous_format
         if name in ('channels_last', 'a slice of channels'):

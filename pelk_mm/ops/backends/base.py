@@ -141,6 +141,11 @@ def parameter_gradient(problem: Problem, weight: Tensor, grad: Tensor) -> Tensor
     return grad if problem.grid is None else box_sum(grad, problem.grid)
 
 
+def cost_names(name: str, passes: Passes) -> list[str]:
+    """Names of the costs of passes, each computed in a call of its own."""
+    return [name + '_weight' * (each == 'weight') for each in passes]
+
+
 def linear_cost(
     problem: Problem, costs: Sequence[float], terms: Sequence[float]
 ) -> float:
@@ -174,8 +179,7 @@ class TorchBackend(Backend):
         unknown = problem.device != 'cpu' or problem.plain
         if unknown or problem.accumulation_dtype != torch.float32:
             return math.inf
-        names = [self.name + '_weight' * (each == 'weight') for each in passes]
         return sum(
             linear_cost(problem, self.costs[name], self.terms[name](problem))
-            for name in names
+            for name in cost_names(self.name, passes)
         )

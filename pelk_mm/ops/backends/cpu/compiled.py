@@ -5,7 +5,14 @@ from collections.abc import Hashable
 from torch import Tensor
 
 from ...problem import Problem, dtype_name
-from ..base import Backend, Gradients, Passes, dense_kernel, parameter_gradient
+from ..base import (
+    Backend,
+    Gradients,
+    Passes,
+    cost_names,
+    dense_kernel,
+    parameter_gradient,
+)
 from . import costs, kernels, library
 
 
@@ -52,7 +59,7 @@ class Direct(CompiledBackend):
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Sum the passes, each with two changes of layout."""
-        names = ['direct' + '_weight' * (each == 'weight') for each in passes]
+        names = cost_names('direct', passes)
         return costs.expected(problem, names, 2 * len(passes), len(passes))
 
 
@@ -74,8 +81,7 @@ class Pixels(CompiledBackend):
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Sum the passes."""
-        name = 'pixels' if problem.channels_last else 'blocks'
-        names = [name + '_weight' * (each == 'weight') for each in passes]
+        names = cost_names('pixels' if problem.channels_last else 'blocks', passes)
         return costs.expected(problem, names, 0, len(passes))
 
 

@@ -1,10 +1,11 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from mmengine.logging import print_log
@@ -14,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
 from pelk_mm.layers import ConvNorm, batch_norms
+from pelk_mm.ops import is_plain, plain
+
+from .arguments import explain_unknown
 
 #: The norm of the released models; read only.
 BATCH_NORM = dict(type='BN')
@@ -77,8 +81,16 @@ class Stage(nn.Module):
 
     @staticmethod
     def _run_checkpointed(block: nn.Module, *args: Tensor) -> Tensor:
+        switch = is_plain()
+
+        @contextmanager
+        def recomputing() -> Iterator[None]:
+            # In a thread of autograd's, perhaps, that knows nothing of this one's.
+            with _preserve_running_stats(block), plain(switch):
+                yield
+
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), _preserve_running_stats(block)
+            return nullcontext(), recomputing()
 
         return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
 
@@ -102,8 +114,11 @@ class LargeKernelBackbone(BaseModule):
         with_cp: Whether to trade memory for recomputation in the blocks.
         deploy: Whether to build the deployment form that `switch_to_deploy` makes.
         init_cfg: mmengine's initialisation config.
+        unknown: Arguments of any other name, which are refused.
 
     Raises:
+        TypeError: If there is an argument of another name; the message says what the
+            released implementations' names are called here.
         ValueError: If ``out_indices`` or ``frozen_stages`` is out of range.
     """
 
@@ -122,13 +137,17 @@ class LargeKernelBackbone(BaseModule):
         self,
         channels: Sequence[int],
         depths: Sequence[int],
+        /,  # arguments of these names are among the unknown ones
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            self._refuse_arguments(unknown)
         super().__init__(init_cfg=init_cfg)
         self.channels = tuple(channels)
         self.depths = tuple(depths)
@@ -156,6 +175,36 @@ class LargeKernelBackbone(BaseModule):
         self.register_load_state_dict_pre_hook(_refuse_released_names)
 
     @classmethod
+    def _arguments(cls) -> list[str]:
+        """Names of the arguments that a config may give."""
+        signatures = [
+            inspect.signature(ancestor.__init__)
+            for ancestor in cls.__mro__
+            if issubclass(ancestor, LargeKernelBackbone)
+        ]
+        names = [
+            parameter.name
+            for signature in signatures
+            for parameter in list(signature.parameters.values())[1:]
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]
+        return list(dict.fromkeys(names))
+
+    @classmethod
+    def _arch_keys(cls) -> list[str]:
+        """Keys that an ``arch`` dict may have, first those that it must have."""
+        return [*cls.required_keys, *cls.arch_defaults]
+
+    @classmethod
+    def _refuse_arguments(cls, unknown: Mapping[str, Any]) -> NoReturn:
+        arguments, keys = cls._arguments(), cls._arch_keys()
+        raise TypeError(
+            f'{cls.__name__} has no argument {", ".join(unknown)}; it takes '
+            f'{", ".join(arguments)}. Write instead of'
+            f'{explain_unknown(unknown, False, arguments, keys)}'
+        )
+
+    @classmethod
     def resolve_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
         """Look up an ``arch`` name or check an ``arch`` dict.
 
@@ -174,15 +223,17 @@ class LargeKernelBackbone(BaseModule):
                 f'arch {arch!r} of {cls.__name__} is {what}; choose one of '
                 f'{", ".join(cls.arch_settings)} or give a dict'
             )
-        keys = *cls.required_keys, *cls.arch_defaults
+        keys = cls._arch_keys()
         missing = sorted(set(cls.required_keys) - set(arch))
         unknown = sorted(set(arch) - set(keys))
         if unknown or missing:
             problems = [f'lacks {missing}'] * bool(missing)
             problems += [f'has unknown keys {unknown}'] * bool(unknown)
+            given = {key: arch[key] for key in unknown}
+            instead = explain_unknown(given, True, cls._arguments(), keys)
             raise ValueError(
                 f'arch dict of {cls.__name__} {" and ".join(problems)}; it takes '
-                f'{", ".join(keys)}'
+                f'{", ".join(keys)}' + f'. Write instead of{instead}' * bool(instead)
             )
         for key in LargeKernelBackbone.required_keys:
             if not isinstance(arch[key], (list, tuple)) or not all(

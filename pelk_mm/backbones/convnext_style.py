@@ -46,6 +46,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
         self,
         settings: dict[str, Any],
         make_mixer: Callable[[int, int], nn.Module],
+        /,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,

@@ -36,7 +36,7 @@ class DepthwiseConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape (N, C, H, W); the shape stays."""
-        return depthwise_conv2d(x, self.weight.squeeze(1), self.bias)
+        return depthwise_conv2d(x, kernels_of(self.weight), self.bias)
 
     def absorbs(self, kernel_size: tuple[int, int]) -> bool:
         """Whether a kernel of this size can be added to the centre of this one."""
@@ -45,6 +45,17 @@ class DepthwiseConv2d(nn.Module):
     def extra_repr(self) -> str:
         """Channels and kernel size, for ``repr``."""
         return f'{self.channels}, kernel_size={self.kernel_size}'
+
+
+def kernels_of(weight: Tensor) -> Tensor:
+    """View of a depthwise convolution's weight (C, 1, kh, kw) as (C, kh, kw).
+
+    The gradient comes back in the strides of the weight, those of its single input
+    channel too: DistributedDataParallel compares them all.
+    """
+    if weight.stride(1) == 1:  # channels_last
+        return weight.permute(0, 2, 3, 1).squeeze(3)
+    return weight.squeeze(1)
 
 
 def add_centred(large: Tensor, small: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pelk_mm.ops import peripheral_conv2d
 
-from .depthwise import DepthwiseConv2d
+from .depthwise import DepthwiseConv2d, kernels_of
 from .reparam import ReparamDepthwise, check_small_kernel
 from .sharing_grid import check_sharing_grid
 
@@ -44,11 +44,13 @@ class PeripheralConv2d(nn.Module):
             embedding: The kernel-wise positional embedding summed over the grid's
                 rectangles, (C, k', k').
         """
+        # One view for both uses: a sum of two gradients has strides of its own.
+        weight = kernels_of(self.weight)
         bias: Tensor | None = self.bias
         if embedding is not None:
-            shift = self.embedding_bias(embedding)
+            shift = _inner_product(weight, embedding)
             bias = shift if bias is None else bias + shift
-        return peripheral_conv2d(x, self.weight.squeeze(1), self.sharing_grid, bias)
+        return peripheral_conv2d(x, weight, self.sharing_grid, bias)
 
     def embedding_bias(self, embedding: Tensor) -> Tensor:
         """What a positional embedding adds to each channel: <w, h>, (C,).
@@ -57,7 +59,7 @@ class PeripheralConv2d(nn.Module):
         zero padding included, so it equals conv(X, w) + <w, h>. The positions of a
         rectangle share one parameter, so h enters as its sum over the rectangle.
         """
-        return (self.weight.squeeze(1) * embedding).sum((-2, -1))
+        return _inner_product(kernels_of(self.weight), embedding)
 
     def absorbs(self, kernel_size: tuple[int, int]) -> bool:
         """Whether a dense kernel of this size can be added to the centre.
@@ -79,6 +81,10 @@ class PeripheralConv2d(nn.Module):
             f'{self.channels}, kernel_size={self.kernel_size}, '
             f'sharing_grid={self.sharing_grid}'
         )
+
+
+def _inner_product(weight: Tensor, embedding: Tensor) -> Tensor:
+    return (weight * embedding).sum((-2, -1))
 
 
 class PartialPeripheralConv2d(ReparamDepthwise):

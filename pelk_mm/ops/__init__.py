@@ -8,6 +8,7 @@ from .functional import (
     peripheral_conv2d,
 )
 from .reference import box_sum, expand_kernel
+from .switch import is_plain, plain
 
 __all__ = [
     'available_backends',
@@ -16,5 +17,7 @@ __all__ = [
     'expand_kernel',
     'explain',
     'instruction_set',
+    'is_plain',
     'peripheral_conv2d',
+    'plain',
 ]

@@ -76,10 +76,10 @@ def choose(
             raise ValueError(
                 f'{ENVIRONMENT_VARIABLE}={name}: {error}, or unset the variable'
             ) from None
-    states = tuple(state() for state in _states())
-    if problem.plain:  # its sizes may be symbolic, which no cache can hold
-        return _cheapest.__wrapped__(problem, passes, states)
-    return _cheapest(problem, passes, states)
+    if problem.plain:
+        # Nobody knows what will run it, and no cache can hold symbolic sizes.
+        return (BACKENDS[available(problem)[0]],) * len(passes)
+    return _cheapest(problem, passes, tuple(state() for state in _states()))
 
 
 def _require(problem: Problem, name: str) -> Backend:

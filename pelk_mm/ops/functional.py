@@ -16,6 +16,7 @@ from .choose import (
     require_known,
 )
 from .problem import Problem, dtype_name
+from .switch import is_plain
 
 # ------------------------------------------------------------------------- checks
 
@@ -123,8 +124,8 @@ def _run(
 ) -> Tensor:
     require_known(backend)
     x = _autocast(x)
-    if torch.onnx.is_in_onnx_export():
-        # The operators that the backend calls are recorded, not ours.
+    if is_plain():
+        # Whoever looks on sees the operators that the backend calls, not ours.
         call = operators.forward
     elif (
         torch.compiler.is_compiling()

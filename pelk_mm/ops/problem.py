@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .layout import memory_format
+from .switch import is_plain
 
 
 class Problem(NamedTuple):
@@ -22,9 +23,9 @@ class Problem(NamedTuple):
         dtype: Data type of input and output.
         device: Type of the device: 'cpu', 'cuda', ...
         channels_last: Whether the maps are in that layout.
-        plain: Whether torch's own operators alone may run, as an exporter to ONNX
-            knows no others. The kernel is not clipped then, so that the sizes of the
-            map may stay symbolic.
+        plain: Whether torch's own operators alone may run (`pelk_mm.ops.plain`). The
+            sizes of the map may be symbolic then, so that nothing is asked of them:
+            the kernel is not clipped, and the layout of the maps is not known.
     """
 
     shape: tuple[int, ...]
@@ -53,18 +54,14 @@ class Problem(NamedTuple):
         else:
             grid = tuple(sharing_grid)
             rows = cols = sum(grid)
-        plain = torch.onnx.is_in_onnx_export()
+        plain = is_plain()
+        channels_last = False
         if not plain:
             rows = min(rows, max(1, 2 * shape[2] - 1))
             cols = min(cols, max(1, 2 * shape[3] - 1))
+            channels_last = memory_format(x) == torch.channels_last
         return cls(
-            shape,
-            (rows, cols),
-            grid,
-            x.dtype,
-            x.device.type,
-            memory_format(x) == torch.channels_last,
-            plain,
+            shape, (rows, cols), grid, x.dtype, x.device.type, channels_last, plain
         )
 
     @property

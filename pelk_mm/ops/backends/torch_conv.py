@@ -67,14 +67,17 @@ class TorchConv(TorchBackend):
     ) -> Tensor:
         """Convolve with expanded kernels."""
         dtype = _working_dtype(problem)
-        with _without_autocast(problem.device):
+        with _without_autocast(problem):
             out = F.conv2d(
                 x.to(dtype).contiguous(memory_format=self.layout),
                 dense_kernel(problem, weight).to(dtype).unsqueeze(1),
                 None if bias is None else bias.to(dtype),
                 padding=_padding(problem),
-                groups=problem.shape[1],
+                # Not the map's channels: tracers know that weights have fixed sizes.
+                groups=weight.shape[0],
             )
+        if problem.plain:
+            return out
         return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 
     def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class TorchConv(TorchBackend):
         grad, x = (
             maps.to(dtype).contiguous(memory_format=self.layout) for maps in (grad, x)
         )
-        with _without_autocast(problem.device):
+        with _without_autocast(problem):
             dense = torch.ops.aten.convolution_backward(
                 grad,
                 x,
@@ -112,8 +115,16 @@ def _padding(problem: Problem) -> list[int]:
     return [problem.kernel[0] // 2, problem.kernel[1] // 2]
 
 
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    """Turn autocast off where it is on; to turn it off always costs microseconds."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+def _without_autocast(problem: Problem) -> contextlib.AbstractContextManager:
+    """Turn autocast off where it is on; to turn it off always costs microseconds.
+
+    Not where a tracer may record it: there the operands have autocast's type already.
+    """
+    device = problem.device
+    if (
+        not problem.plain
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

@@ -29,10 +29,10 @@ _FIXED = 'leave it out; it is fixed'
 
 #: Names of theirs without a counterpart: what to do.
 REMEDIES = {
-    'pretrained': "init_cfg=dict(type='Pretrained', checkpoint=...), with a file that "
-    '`pelk-mm convert_checkpoint` has converted',
-    'use_sync_bn': "norm_cfg=dict(type='SyncBN')",
-    'bn': 'norm_cfg=None for no BatchNorms',
+    'pretrained': "init_cfg=dict(type='Pretrained', checkpoint=...) with a file that "
+    '`pelk-mm convert_checkpoint` has converted; leave it out for None',
+    'use_sync_bn': "norm_cfg=dict(type='SyncBN') for True, dict(type='BN') for False",
+    'bn': "norm_cfg=dict(type='BN') for True, None for False",
     'num_classes': _NO_CLASSIFIER,
     'head_init_scale': _NO_CLASSIFIER,
     'sparse': 'leave it out; DynamicSparsityHook keeps the zeros of sparse weights',
@@ -93,5 +93,8 @@ def _spell(entries: Mapping[str, Any]) -> str:
 
 
 def _closest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f'did you mean {close[0]}?' if close else 'nothing here is like it'
+    ours = {other: mine for other, mine in RENAMED.items() if mine in known}
+    ours |= {mine: mine for mine in known}
+    by_lower = {other.lower(): mine for other, mine in ours.items()}
+    close = get_close_matches(name.lower(), by_lower, n=1)
+    return f'did you mean {by_lower[close[0]]}?' if close else 'nothing here is like it'

@@ -15,6 +15,7 @@ from .choose import (
     expected_time,
     require_known,
 )
+from .layout import memory_format
 from .problem import Problem, dtype_name
 from .switch import is_plain
 
@@ -228,7 +229,10 @@ def available_backends(
         dtype: Their data type.
     """
     kind = torch.device(device).type
-    return available(Problem((1, 1, 8, 8), (3, 3), dtype=dtype, device=kind))
+    problem = Problem(
+        (1, 1, 8, 8), (3, 3), dtype=dtype, device=kind, plain=is_plain()
+    )
+    return available(problem)
 
 
 def explain(
@@ -263,12 +267,13 @@ def explain(
         _check_grid(weight, sharing_grid)
         grid = _shared(sharing_grid)
     problem = Problem.of(_autocast(x), weight, grid)
-    layout = 'channels_last' if problem.channels_last else 'contiguous'
+    last = memory_format(x) == torch.channels_last
     lines = [
         f'{problem.kernel[0]} x {problem.kernel[1]} '
         f'{"dense" if grid is None else f"shared by {len(grid)} x {len(grid)}"} on '
         f'{" x ".join(map(str, problem.shape))}, '
-        f'{dtype_name(problem.dtype)}, {layout}, {problem.device}'
+        f'{dtype_name(problem.dtype)}, {"channels_last" if last else "contiguous"}, '
+        f'{problem.device}'
     ]
     calls = {'forward': ('forward',), 'backward': ('input', 'weight')}
     width = max(map(len, BACKENDS))

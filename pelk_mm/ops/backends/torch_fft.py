@@ -44,8 +44,10 @@ class TorchFFT(TorchBackend):
     costs, terms = COSTS, TERMS
 
     def why_not(self, problem: Problem) -> str | None:
-        """Exporters to ONNX have no real transforms; everything else is served."""
-        if problem.plain:
+        """It serves everything, but neither symbolic sizes nor exports to ONNX."""
+        if problem.plain and not all(isinstance(size, int) for size in problem.shape):
+            return 'the lengths of its transforms are numbers and the sizes of x are not'
+        if torch.onnx.is_in_onnx_export():
             return 'exporters to ONNX cannot write its Fourier transforms'
         return None
 

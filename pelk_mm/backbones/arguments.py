@@ -4,7 +4,8 @@ Configs and scripts of the released implementations, and mmpretrain's, call the 
 things by other names.
 """
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,6 +44,18 @@ REMEDIES = {
     'strides': _FIXED,
     'dilations': _FIXED,
 }
+
+
+def argument_names(constructors: Iterable[Callable]) -> list[str]:
+    """Names of the arguments of constructors that hand the rest on to the next."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [
+        parameter.name
+        for constructor in constructors
+        for parameter in inspect.signature(constructor).parameters.values()
+        if parameter.kind in named and parameter.name != 'self'
+    ]
+    return list(dict.fromkeys(names))
 
 
 def explain_unknown(

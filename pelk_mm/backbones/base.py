@@ -1,6 +1,5 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +16,7 @@ from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
 from pelk_mm.layers import ConvNorm, batch_norms
 from pelk_mm.ops import is_plain, plain
 
-from .arguments import explain_unknown
+from .arguments import argument_names, explain_unknown
 
 #: The norm of the released models; read only.
 BATCH_NORM = dict(type='BN')
@@ -177,18 +176,11 @@ class LargeKernelBackbone(BaseModule):
     @classmethod
     def _arguments(cls) -> list[str]:
         """Names of the arguments that a config may give."""
-        signatures = [
-            inspect.signature(ancestor.__init__)
+        return argument_names(
+            ancestor.__init__
             for ancestor in cls.__mro__
             if issubclass(ancestor, LargeKernelBackbone)
-        ]
-        names = [
-            parameter.name
-            for signature in signatures
-            for parameter in list(signature.parameters.values())[1:]
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
-        return list(dict.fromkeys(names))
+        )
 
     @classmethod
     def _arch_keys(cls) -> list[str]:

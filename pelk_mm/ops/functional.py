@@ -229,9 +229,7 @@ def available_backends(
         dtype: Their data type.
     """
     kind = torch.device(device).type
-    problem = Problem(
-        (1, 1, 8, 8), (3, 3), dtype=dtype, device=kind, plain=is_plain()
-    )
+    problem = Problem((1, 1, 8, 8), (3, 3), dtype=dtype, device=kind, plain=is_plain())
     return available(problem)
 
 

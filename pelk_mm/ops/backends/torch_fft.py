@@ -46,7 +46,7 @@ class TorchFFT(TorchBackend):
     def why_not(self, problem: Problem) -> str | None:
         """It serves everything, but neither symbolic sizes nor exports to ONNX."""
         if problem.plain and not all(isinstance(size, int) for size in problem.shape):
-            return 'the lengths of its transforms are numbers and the sizes of x are not'
+            return 'its transforms have fixed lengths and x has symbolic sizes'
         if torch.onnx.is_in_onnx_export():
             return 'exporters to ONNX cannot write its Fourier transforms'
         return None

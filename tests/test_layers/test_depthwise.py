@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from pelk_mm.layers import DepthwiseConv2d, add_centred
+from pelk_mm.layers.depthwise import kernels_of
 
 
 @pytest.mark.parametrize('kernel', [7, (9, 3), (3, 9), 1])
@@ -15,6 +16,18 @@ def test_pads_each_axis_by_half_its_kernel(kernel, size):
     expected = F.conv2d(x, conv.weight, conv.bias, padding=(kh // 2, kw // 2), groups=4)
     assert expected.shape == x.shape
     torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('size', [(7, 7), (9, 3), (3, 1), (1, 1)])
+def test_kernels_are_a_view_with_gradients_in_the_strides_of_the_weight(size, layout):
+    weight = torch.randn(4, 1, *size).to(memory_format=layout).requires_grad_()
+    kernels = kernels_of(weight)
+    assert kernels.data_ptr() == weight.data_ptr()
+    assert torch.equal(kernels, weight[:, 0])
+    kernels.square().sum().backward()
+    assert weight.grad.stride() == weight.stride()
+    assert torch.equal(weight.grad, 2 * weight)
 
 
 def test_gradients():

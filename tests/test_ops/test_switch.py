@@ -9,6 +9,7 @@ from torch import nn
 
 from pelk_mm import ops
 from pelk_mm.ops import choose, reference, switch
+from pelk_mm.ops.backends import cpu
 
 GRID = (3, 2, 1, 1, 1, 2, 3)  # K = 13
 
@@ -174,7 +175,7 @@ def test_backends_of_ours_are_refused(monkeypatch, kind, insist):
         backend = None
     message = (
         "'fft' cannot compute this convolution, because torch's own operators alone "
-        r"are wanted .*; choose one of \['channels_last', 'nchw', 'torch_fft'\]"
+        r"are wanted, by .*; choose one of \['channels_last', 'nchw', 'torch_fft'\]"
     )
     with ops.plain(), pytest.raises(ValueError, match=message):
         operator(*operands(size), backend=backend)
@@ -186,15 +187,15 @@ def test_what_is_said_of_backends(capsys):
         assert ops.available_backends() == ['channels_last', 'nchw', 'torch_fft']
         text = ops.explain(x.to(memory_format=torch.channels_last), weight, GRID)
     assert 'float32, channels_last, cpu' in text
-    assert text.count("no: torch's own operators alone are wanted") == 4
+    refused = text.count("no: torch's own operators alone are wanted")
+    assert refused == len(cpu.BACKENDS)
     assert 'forward: channels_last, not measured' in text
 
 
 # ------------------------------------------------------------------------- tracing
 
 
-@pytest.mark.parametrize('strict', [False, True])
-def test_export(kind, strict):
+def test_strict_export(kind):
     """With sizes that stay dynamic, above and below that of the kernel."""
     layer = Layer(kind)
     sizes = {
@@ -205,7 +206,7 @@ def test_export(kind, strict):
     x = torch.randn(2, 4, 10, 7)
     with ops.plain():
         program = torch.export.export(
-            layer, (x,), dynamic_shapes=(sizes,), strict=strict
+            layer, (x,), dynamic_shapes=(sizes,), strict=True
         )
     assert namespaces(program.graph) == {'aten'}
     for shape in ((2, 4, 10, 7), (1, 4, 2, 3), (3, 4, 31, 40)):
@@ -246,9 +247,9 @@ def test_torch_compile_notices_the_switch(kind):
     assert ours == [True, False]
 
 
-def test_the_switch_within_compiled_code(kind):
+def test_the_switch_within_compiled_code():
     torch.compiler.reset()
-    layer, x = Layer(kind), torch.randn(2, 4, 10, 7)
+    layer, x = Layer(KINDS['shared']), torch.randn(2, 4, 10, 7)
 
     @torch.compile(fullgraph=True, backend='aot_eager')
     def inside(x):

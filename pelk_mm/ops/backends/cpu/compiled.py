@@ -27,7 +27,10 @@ class CompiledBackend(Backend):
     def why_not(self, problem: Problem) -> str | None:
         """The kernels run on the CPU, up to float32, where they were built."""
         if problem.plain:
-            return "torch's own operators alone are wanted (pelk_mm.ops.plain)"
+            return (
+                "torch's own operators alone are wanted, by pelk_mm.ops.plain, "
+                'PELK_MM_PLAIN or an export to ONNX'
+            )
         if problem.device != 'cpu':
             return f'it runs on the CPU and x is on {problem.device}'
         if problem.dtype not in library.DTYPES:

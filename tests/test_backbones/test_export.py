@@ -181,7 +181,9 @@ def test_openvino(model, images, exported):
 def test_training_with_torch_operators_alone(kind, images):
     """Blocks computed anew in the backward pass follow the forward pass's switch."""
     torch.manual_seed(0)
-    model = BACKBONES[kind](with_cp=True).train()
+    # In float64, as BatchNorms of few pixels amplify what is rounded.
+    model = BACKBONES[kind](with_cp=True).double().train()
+    images = images.double()
     with ops.plain():
         maps = model(images)
     # Outside: were other operators to run, torch would refuse what they save.
@@ -190,10 +192,7 @@ def test_training_with_torch_operators_alone(kind, images):
     model.zero_grad()
     sum(m.square().sum() for m in model(images)).backward()
     for name, parameter in model.named_parameters():
-        scale = max(parameter.grad.abs().max().item(), 1e-3)
-        torch.testing.assert_close(
-            got[name], parameter.grad, rtol=0, atol=2e-3 * scale, msg=name
-        )
+        torch.testing.assert_close(got[name], parameter.grad, msg=name)
 
 
 # -------------------------------------------------------------- without being asked

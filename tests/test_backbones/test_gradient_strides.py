@@ -68,9 +68,10 @@ class Squeezed(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, 1, 7, 7))
+        self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x):
-        return (ops.depthwise_conv2d(x, self.weight.squeeze(1)),)
+        return (ops.depthwise_conv2d(x, self.weight.squeeze(1), self.bias),)
 
 
 @pytest.fixture(scope='module')

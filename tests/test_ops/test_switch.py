@@ -205,9 +205,7 @@ def test_strict_export(kind):
     }
     x = torch.randn(2, 4, 10, 7)
     with ops.plain():
-        program = torch.export.export(
-            layer, (x,), dynamic_shapes=(sizes,), strict=True
-        )
+        program = torch.export.export(layer, (x,), dynamic_shapes=(sizes,), strict=True)
     assert namespaces(program.graph) == {'aten'}
     for shape in ((2, 4, 10, 7), (1, 4, 2, 3), (3, 4, 31, 40)):
         x = torch.randn(shape)

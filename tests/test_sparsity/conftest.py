@@ -69,7 +69,10 @@ class Classifier(BaseModel):
         features = self.backbone(inputs)[-1].mean((2, 3))
         scores = self.head(self.dropout(features))
         if mode == 'loss':
-            return dict(loss_cls=F.cross_entropy(scores, torch.as_tensor(label)))
+            # As mmseg's: ignored labels add 0 to a mean over all.
+            label = torch.stack(label) if isinstance(label, list) else label
+            losses = F.cross_entropy(scores, label, reduction='none')
+            return dict(loss_cls=losses.mean())
         return scores
 
 

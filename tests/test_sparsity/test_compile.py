@@ -1,0 +1,70 @@
+"""Under mmengine's ``compile=True`` the hook's work stays out of the compiled code."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from torch import nn
+from torch._dynamo.utils import counters
+
+from pelk_mm.sparsity import DynamicSparsityHook
+
+
+class Linear(BaseModel):
+    """As little as can be sparse: what is compiled is the optimizer."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(3 * 32 * 32, 4, bias=False)
+
+    def forward(self, inputs, label=None, mode='tensor'):
+        return dict(loss=self.backbone(torch.stack(inputs).flatten(1)).square().mean())
+
+
+class Record(Hook):
+    """Notes the losses, and how many zeros the hooks after it see."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self):
+        self.losses, self.zeros = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(outputs['loss'].item())
+        self.zeros.append(int((runner.model.backbone.weight == 0).sum()))
+
+
+@pytest.fixture
+def train(make_runner):
+    """Trains; notes the losses, and how often compiled code broke off or was made."""
+
+    def run(iters=6, optim_wrapper=None, backend='eager', **settings):
+        torch.compiler.reset()
+        counters.clear()
+        record = Record()
+        hook = DynamicSparsityHook(**dict(init='erk', update_interval=2) | settings)
+        make_runner(
+            hook,
+            record,
+            model=Linear(),
+            iters=iters,
+            optim_wrapper=optim_wrapper,
+            cfg=dict(compile=dict(backend=backend)),
+        ).train()
+        compiled = (
+            sum(counters['graph_break'].values()),
+            counters['stats']['unique_graphs'],
+        )
+        torch.compiler.reset()
+        return hook, record, compiled
+
+    return run
+
+
+def test_nothing_is_compiled_or_broken_off_for_it(train):
+    _, _, without = train(mode='off')
+    hook, record, compiled = train()
+    assert compiled == without
+    assert compiled[1] > 0
+    assert hook.steps == 6
+    assert record.zeros == [round(0.4 * 4 * 3 * 32 * 32)] * 6

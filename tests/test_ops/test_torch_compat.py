@@ -94,9 +94,9 @@ def test_the_runtime_that_torch_runs_on(
 
 #: Prints whether the entry is the other runtime's, and whether it is what torch brings.
 SCRIPT = """
-import ctypes, sys
+import ctypes, runpy, sys
 import torch
-from pelk_mm.ops._torch_compat import openmp_entry
+openmp_entry = runpy.run_path(sys.argv[2])["openmp_entry"]
 
 def address(library):
     return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
@@ -143,7 +143,7 @@ def other_runtime(tmp_path_factory):
 @pytest.mark.parametrize('preloaded', [True, False])
 def test_torch_runs_on_a_runtime_only_if_it_was_there_first(other_runtime, preloaded):
     run = subprocess.run(
-        [sys.executable, '-c', SCRIPT, other_runtime],
+        [sys.executable, '-c', SCRIPT, other_runtime, _torch_compat.__file__],
         env=os.environ | (dict(LD_PRELOAD=str(other_runtime)) if preloaded else {}),
         capture_output=True,
         text=True,

@@ -83,6 +83,12 @@ def classifier():
 
 
 @pytest.fixture
+def images():
+    """Makes the data."""
+    return Images
+
+
+@pytest.fixture
 def make_runner(tmp_path):
     """Makes a runner that trains the model for a few iterations."""
     count = iter(range(1000))

@@ -86,10 +86,10 @@ def _build(cfg: Any, made: Any, arguments: Mapping[str, Any]) -> Any:
     for name, parameter in inspect.signature(type(made)).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if name in arguments:
-            given[name] = arguments[name]
-        elif hasattr(made, name):
+        if hasattr(made, name) and name not in ('sampler', 'seed'):
             given[name] = getattr(made, name)
+        elif name in arguments:
+            given[name] = arguments[name]
         elif parameter.default is parameter.empty:
             raise ValueError(
                 f'SNIP cannot build another {type(made).__name__} to draw a batch '

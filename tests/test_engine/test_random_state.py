@@ -179,7 +179,10 @@ def test_a_resumed_run_draws_the_same(tmp_path, loop, saved, start):
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize(
     ('loop', 'saved', 'start'),
-    [('IterBasedTrainLoop', 'iter_5.pth', 5), ('EpochBasedTrainLoop', 'epoch_2.pth', 8)],
+    [
+        ('IterBasedTrainLoop', 'iter_5.pth', 5),
+        ('EpochBasedTrainLoop', 'epoch_2.pth', 8),
+    ],
 )
 def test_what_a_resumed_run_repeats_without_it(tmp_path, loop, saved, start, workers):
     """As docs/sparsity.md says."""

@@ -11,10 +11,11 @@ from mmdet.datasets.samplers import (
     GroupMultiSourceSampler,
     MultiSourceSampler,
 )
-from mmengine.dataset import ConcatDataset, DefaultSampler, InfiniteSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -40,7 +41,17 @@ class Shapes(Dataset):
         return dict(inputs=self.start + index)
 
     def get_data_info(self, index):
-        return dict(width=2 if index % 3 else 1, height=1 if index % 3 else 2)
+        upright = (self.start + index) % 3 == 0
+        return dict(width=1 if upright else 2, height=2 if upright else 1)
+
+
+class TwoSources(ConcatDataset):
+    """The 22 images of two such data sets."""
+
+    def __init__(self):
+        super().__init__([Shapes(10), Shapes(12, start=10)])
+
+    get_data_info = Shapes(22).get_data_info
 
 
 def runner_of(dataset, sampler, seed=3, **cfg):
@@ -77,7 +88,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_it_is_the_first_of_a_training_with_that_seed(name):
-    dataset = ConcatDataset([Shapes(10), Shapes(12, 10)])
+    dataset = TwoSources()
     runner = runner_of(dataset, **SAMPLERS[name])
     set_random_seed(7)
     expected = next(iter(runner_of(dataset, seed=7, **SAMPLERS[name]).train_dataloader))
@@ -96,8 +107,7 @@ def test_it_is_the_first_of_a_training_with_that_seed(name):
 def test_the_streams_of_the_training_stay_untouched(name, begun):
     def batches(draws):
         np.random.seed(0)
-        dataset = ConcatDataset([Shapes(10), Shapes(12, 10)])
-        runner = runner_of(dataset, **SAMPLERS[name])
+        runner = runner_of(TwoSources(), **SAMPLERS[name])
         iterator = iter(runner.train_dataloader)
         first = [next(iterator)['inputs'] for _ in range(begun)]
         if draws:
@@ -142,7 +152,7 @@ def test_a_seed_in_the_config_is_the_samplers():
     assert drawn(runner, 1) != drawn(runner, 2)
 
 
-def test_epochs_of_a_few_batches(tmp_path):
+def test_epochs_of_a_few_batches():
     runner = runner_of(Shapes(20), dict(type='DefaultSampler'), num_batch_per_epoch=2)
     assert max(drawn(runner)) < 8
 
@@ -154,8 +164,8 @@ def as_list(items):
 class Forgetful(Sampler):
     """It does not keep what it was made with."""
 
-    def __init__(self, dataset):
-        self.length = len(dataset)
+    def __init__(self, images):
+        self.length = len(images)
 
     def __iter__(self):
         return iter(range(self.length))
@@ -188,9 +198,10 @@ def test_a_generator_of_the_training_stays_untouched():
     generator = torch.Generator().manual_seed(1)
     runner = loader_of(RandomSampler(Shapes(20), generator=generator))
     before = generator.get_state()
-    assert draw_batch(runner, 7) == torch.randperm(
-        20, generator=torch.Generator().manual_seed(7)
-    ).tolist()[:4]
+    assert (
+        draw_batch(runner, 7)
+        == torch.randperm(20, generator=torch.Generator().manual_seed(7)).tolist()[:4]
+    )
     assert torch.equal(generator.get_state(), before)
 
 
@@ -211,7 +222,7 @@ def test_data_that_come_in_batches():
 
 def test_samplers_that_cannot_be_built_again_are_refused():
     runner = loader_of(Forgetful(Shapes(20)))
-    with pytest.raises(ValueError, match=r"another Forgetful.*argument dataset.*'erk'"):
+    with pytest.raises(ValueError, match=r"another Forgetful.*argument images.*'erk'"):
         draw_batch(runner, 7)
     with pytest.raises(ValueError, match=r"come from list.*init='erk'"):
         draw_batch(SimpleNamespace(train_dataloader=[]), 7)

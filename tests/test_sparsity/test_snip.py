@@ -186,7 +186,9 @@ def test_layers_without_scores_get_their_density_by_erk(
         masks[init] = hook.masks
     assert masks['snip'].checksum() == masks['erk'].checksum()
     text = '\n'.join(path.read_text() for path in tmp_path.glob('*/*.log'))
-    assert re.search(f"WARNING .*init='snip' has no scores, since {reason}.*'erk'", text)
+    assert re.search(
+        f"WARNING .*init='snip' has no scores, since {reason}.*'erk'", text
+    )
     assert text.count('has no scores') == 1
 
 

@@ -40,10 +40,10 @@ def draw_batch(runner: Runner, seed: int) -> Any:
     for batch in _with_new_samplers(loader, cfg, seed):
         return batch
     raise ValueError(
-        f'the training data have no batch: {len(loader.dataset)} images are fewer than '
-        f'one batch of {loader.batch_sampler.batch_size} on every process, and '
-        'drop_last drops it; set train_dataloader.drop_last=False, a smaller '
-        'batch_size, or sampler.type=InfiniteSampler'
+        'the training data have no batch: there are no images, or fewer than one '
+        'batch for every process, which drop_last drops; set '
+        'train_dataloader.drop_last=False, a smaller batch_size, or '
+        'sampler.type=InfiniteSampler'
     )
 
 
@@ -58,16 +58,17 @@ def _with_new_samplers(loader: DataLoader, cfg: Any, seed: int) -> DataLoader:
             drop_last=loader.drop_last,
             collate_fn=collate_fn,
         )
-    made = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+    batches: Any = loader.batch_sampler
+    made = getattr(batches, 'sampler', loader.sampler)
     sampler = _build(cfg.get('sampler'), made, dict(dataset=dataset, seed=seed))
-    if loader.batch_sampler is None:  # The data set itself yields batches.
+    if batches is None:  # The data set itself yields batches.
         return DataLoader(
             dataset, batch_size=None, sampler=sampler, collate_fn=collate_fn
         )
     batch_sampler = _build(
         cfg.get('batch_sampler'),
-        loader.batch_sampler,
-        dict(sampler=sampler, batch_size=loader.batch_sampler.batch_size),
+        batches,
+        dict(sampler=sampler, batch_size=getattr(batches, 'batch_size', None)),
     )
     return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=collate_fn)
 

@@ -60,7 +60,8 @@ class DynamicSparsityHook(Hook):
             or more of these weights are zero and else ``dynamic``, and in a resumed
             run the mode that it had before; or ``off``, which does nothing.
         init: Where the zeros of a dynamic run are at first. ``snip``, ``erk`` and
-            ``uniform`` give each layer its density and draw the positions;
+            ``uniform`` give each layer its density and draw the positions (where a
+            batch of the training has no scores for ``snip``, it is ``erk``);
             ``resume`` takes the zeros of the weights that the training starts from.
         growth: Which weights are activated: ``random`` ones, or by ``gradient`` those
             of the largest gradient.

@@ -111,11 +111,11 @@ class AfterEveryStep:
         #: so that the value is no reason to compile it again.
         self._pending = 0
         self._handle = optimizer.register_step_post_hook(self._note)
-        self._model = model
+        self._model: Any = model
         #: Where mmengine puts the compiled one.
-        self._train_step = vars(model).get('train_step')
+        self._train_step: Any = vars(model).get('train_step')
         if self._train_step is not None:
-            model.train_step = self._run_train_step
+            self._model.train_step = self._run_train_step
 
     def _note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling() and not self._with_gradients:

@@ -100,7 +100,7 @@ class AfterEveryStep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         optimizer: Optimizer,
         function: Callable[[], None],
         with_gradients: bool,
@@ -111,7 +111,7 @@ class AfterEveryStep:
         #: so that the value is no reason to compile it again.
         self._pending = 0
         self._handle = optimizer.register_step_post_hook(self._note)
-        self._model: Any = model
+        self._model = model
         #: Where mmengine puts the compiled one.
         self._train_step: Any = vars(model).get('train_step')
         if self._train_step is not None:

@@ -14,14 +14,9 @@ from torch.utils.data import Dataset
 from pelk_mm.backbones import PeLK
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # The tensors are too small to share: with two threads a step takes ten times
-    # as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope='module')
+def _one_thread(one_thread):
+    """For all tests of this folder."""
 
 
 class Images(Dataset):

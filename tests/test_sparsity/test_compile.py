@@ -7,7 +7,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch._dynamo.utils import counters
 
-from pelk_mm.sparsity import DynamicSparsityHook
+from pelk_mm.sparsity import DynamicSparsityHook, prune_and_grow
 
 
 class Linear(BaseModel):
@@ -38,7 +38,7 @@ class Record(Hook):
 def train(make_runner):
     """Trains; notes the losses, and how often compiled code broke off or was made."""
 
-    def run(iters=6, optim_wrapper=None, backend='eager', **settings):
+    def run(optim_wrapper=None, **settings):
         torch.compiler.reset()
         counters.clear()
         record = Record()
@@ -47,9 +47,10 @@ def train(make_runner):
             hook,
             record,
             model=Linear(),
-            iters=iters,
+            iters=6,
+            optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
             optim_wrapper=optim_wrapper,
-            cfg=dict(compile=dict(backend=backend)),
+            cfg=dict(compile=dict(backend='eager')),
         ).train()
         compiled = (
             sum(counters['graph_break'].values()),
@@ -67,4 +68,21 @@ def test_nothing_is_compiled_or_broken_off_for_it(train):
     assert compiled == without
     assert compiled[1] > 0
     assert hook.steps == 6
+    assert record.zeros == [round(0.4 * 4 * 3 * 32 * 32)] * 6
+
+
+def test_growth_by_gradient_sees_gradients(train, monkeypatch):
+    seen = []
+
+    def note(weight, mask, rate, generator, grad):
+        seen.append(int(grad.count_nonzero()))
+        return prune_and_grow(weight, mask, rate, generator, grad)
+
+    monkeypatch.setattr('pelk_mm.sparsity.hook.prune_and_grow', note)
+    hook, record, _ = train(
+        growth='gradient', optim_wrapper=dict(accumulative_counts=2), update_interval=1
+    )
+    assert hook.steps == 3
+    assert len(seen) == 2
+    assert all(seen)
     assert record.zeros == [round(0.4 * 4 * 3 * 32 * 32)] * 6

@@ -58,15 +58,6 @@ TRAINED = {
 }
 
 
-@pytest.fixture
-def one_thread():
-    """Small maps are convolved faster by one thread, on a busy machine by far."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 read = cache(Config.fromfile)
 
 

@@ -31,12 +31,8 @@ MODES = [
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _one_thread():
-    """Small maps are convolved faster by one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For all tests of this file."""
 
 
 def load(name):

@@ -64,8 +64,11 @@ class IterationSeedHook(Hook):
     and augmentation in the main process differ from the uninterrupted run. With
     this hook they are a function of seed, rank and iteration, so they are the same;
     nothing has to be saved, and what validation draws in between does not matter.
-    Data loader workers are seeded by mmengine. The run's seed has to be set:
-    ``randomness=dict(seed=0)``.
+    The run's seed has to be set: ``randomness=dict(seed=0)``.
+
+    Data loader workers are seeded by mmengine, when they start. What they draw repeats
+    too, except in epoch-based training with ``persistent_workers=True`` and in
+    iteration-based training with onedl-mmengine, which skips data without loading it.
 
     Raises:
         RuntimeError: At the start of the training, if its loop is neither mmengine's

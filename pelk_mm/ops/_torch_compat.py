@@ -54,13 +54,44 @@ def in_forward_mode() -> bool:
 
 @functools.cache
 def openmp_entry() -> int | None:
-    """Address of the OpenMP entry point of the runtime that torch itself loaded.
+    """Address of the OpenMP entry point of the runtime that torch itself runs on.
+
+    Another runtime may stand before the one that torch brings along: one preloaded
+    (``LD_PRELOAD=libiomp5.so``) or loaded for the whole process before torch. Threads
+    of two runtimes would compete for the processors.
 
     Returns:
         That of ``GOMP_parallel``; None where torch has no such runtime.
     """
     try:
-        entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+        brought = ctypes.CDLL(torch._C.__file__)
+        entries = [_address_of_entry(brought)]
     except (AttributeError, OSError):
         return None
-    return ctypes.cast(entry, ctypes.c_void_p).value
+    try:
+        # What the whole process sees, in the order that the dynamic linker follows.
+        shared = ctypes.CDLL(None)
+        entries.append(_address_of_entry(shared))
+    except (AttributeError, OSError):
+        return entries[0]
+    # Also different where another library brought a runtime after torch had its own.
+    if entries[0] != entries[1] and _sets_threads_of_torch(shared):
+        return entries[1]
+    return entries[0]
+
+
+def _address_of_entry(library: ctypes.CDLL) -> int | None:
+    return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+
+
+def _sets_threads_of_torch(library: ctypes.CDLL) -> bool:
+    """Whether a library's ``omp_set_num_threads`` is the one that torch listens to."""
+    threads = torch.get_num_threads()
+    other = threads - 1 or 2
+    # Of this thread alone, and only of the runtime that is asked.
+    before = library.omp_get_max_threads()
+    library.omp_set_num_threads(other)
+    try:
+        return torch.get_num_threads() == other
+    finally:
+        library.omp_set_num_threads(before)

@@ -1,5 +1,6 @@
 """Dynamic sparsity for mmengine's Runner."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from .growth import GROWTHS, prune_and_grow, prune_rate
 from .initializers import (
+    Rule,
     allocate,
     draw_masks,
     erk,
@@ -25,8 +27,13 @@ from .initializers import (
     uniform,
 )
 from .masks import DENSE_FROM, SparsityMasks, select_parameters
-from .optimizers import accumulative_counts, find_optim_wrapper, require_unsharded
-from .snip import snip_scores, unwrap
+from .optimizers import (
+    AfterEveryStep,
+    accumulative_counts,
+    find_optim_wrapper,
+    require_unsharded,
+)
+from .snip import NoScoresError, snip_scores, unwrap
 from .start import INITS, MODES, VERSION, start
 
 
@@ -53,7 +60,8 @@ class DynamicSparsityHook(Hook):
             or more of these weights are zero and else ``dynamic``, and in a resumed
             run the mode that it had before; or ``off``, which does nothing.
         init: Where the zeros of a dynamic run are at first. ``snip``, ``erk`` and
-            ``uniform`` give each layer its density and draw the positions;
+            ``uniform`` give each layer its density and draw the positions (where a
+            batch of the training has no scores for ``snip``, it is ``erk``);
             ``resume`` takes the zeros of the weights that the training starts from.
         growth: Which weights are activated: ``random`` ones, or by ``gradient`` those
             of the largest gradient.
@@ -118,7 +126,7 @@ class DynamicSparsityHook(Hook):
         self.generator = torch.Generator()
         self._saved: dict[str, Any] | None = None
         self._ema_is_behind = False
-        self._step_hook: Any = None
+        self._after_every_step: AfterEveryStep | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the checkpoint's masks for `before_train`, in case of a resume."""
@@ -147,17 +155,20 @@ class DynamicSparsityHook(Hook):
         masks.apply(wrapper.optimizer)
         self._mask_ema(runner, masks)
         self._log(runner, masks, regrown=0)
-        if self._step_hook is not None:
-            self._step_hook.remove()
-        # Inside the optimizer's step: a step that gradient accumulation puts off or
-        # the loss scaler skips needs no mask, and no other hook sees unmasked weights.
-        self._step_hook = wrapper.optimizer.register_step_post_hook(
-            lambda optimizer, args, kwargs: self._after_step(runner, masks, optimizer)
+        if self._after_every_step is not None:
+            self._after_every_step.remove()
+        self._after_every_step = AfterEveryStep(
+            runner.model,
+            wrapper.optimizer,
+            lambda: self._after_step(runner, masks, wrapper.optimizer),
+            with_gradients=self.growth == 'gradient',
         )
         print_log(self._summary(masks), logger='current')
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Mask EMAHook's copy after the masks have changed."""
+        if self._after_every_step is not None:
+            self._after_every_step.catch_up()
         if self.masks is not None and self._ema_is_behind:
             self._mask_ema(runner, self.masks)
 
@@ -165,7 +176,8 @@ class DynamicSparsityHook(Hook):
         """Check once more that all processes agree, and stop masking."""
         if self.masks is not None:
             self._verify_masks(self.masks)
-            self._step_hook.remove()
+        if self._after_every_step is not None:
+            self._after_every_step.remove()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add masks and schedule as plain tensors, numbers and names."""
@@ -205,7 +217,7 @@ class DynamicSparsityHook(Hook):
             initial = masks_from_zeros(params)
         else:
             if begin.masks == 'snip':
-                rule = snip(snip_scores(runner, params, seed))
+                rule = self._snip_or_erk(runner, params, seed)
             else:
                 rule = dict(erk=erk, uniform=uniform)[begin.masks]
             counts = allocate(params, 1 - self.sparsity, rule)
@@ -214,6 +226,22 @@ class DynamicSparsityHook(Hook):
         masks = SparsityMasks(params, initial)
         masks.fill_active_zeros()
         return masks
+
+    def _snip_or_erk(
+        self, runner: Runner, params: dict[str, nn.Parameter], seed: int
+    ) -> Rule:
+        """SNIP's rule; where its batch has no scores, ERK with a warning."""
+        try:
+            return snip(snip_scores(runner, params, seed))
+        except NoScoresError as error:
+            # On this rank alone perhaps; what counts are the masks of rank 0.
+            print_log(
+                f"{type(self).__name__}: init='snip' has no scores, since {error}; "
+                "the layers' densities are those of init='erk' instead.",
+                logger='current',
+                level=logging.WARNING,
+            )
+            return erk
 
     def _restore(
         self, params: dict[str, nn.Parameter], density: float | None

@@ -9,12 +9,8 @@ from pelk_mm.backbones import RepLKNet, SLaK
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _one_thread():
-    """Small models are faster so, and gradients the same from run to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For all tests of this folder."""
 
 
 def _arch(kwargs):

@@ -14,14 +14,9 @@ from torch.utils.data import Dataset
 from pelk_mm.backbones import PeLK
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # The tensors are too small to share: with two threads a step takes ten times
-    # as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope='module')
+def _one_thread(one_thread):
+    """For all tests of this folder."""
 
 
 class Images(Dataset):
@@ -69,7 +64,10 @@ class Classifier(BaseModel):
         features = self.backbone(inputs)[-1].mean((2, 3))
         scores = self.head(self.dropout(features))
         if mode == 'loss':
-            return dict(loss_cls=F.cross_entropy(scores, torch.as_tensor(label)))
+            # As mmseg's: ignored labels add 0 to a mean over all.
+            label = torch.stack(label) if isinstance(label, list) else label
+            losses = F.cross_entropy(scores, label, reduction='none')
+            return dict(loss_cls=losses.mean())
         return scores
 
 
@@ -77,6 +75,12 @@ class Classifier(BaseModel):
 def classifier():
     """Makes the model."""
     return Classifier
+
+
+@pytest.fixture
+def images():
+    """Makes the data."""
+    return Images
 
 
 @pytest.fixture

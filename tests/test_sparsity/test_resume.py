@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.hooks import EMAHook, Hook
 
 from pelk_mm.checkpoints import load_weights_only
@@ -35,7 +36,9 @@ class Record(Hook):
 def run(make_runner, kill_at=None, **kwargs):
     sparsity = DynamicSparsityHook(update_interval=3, **kwargs.pop('settings', {}))
     record = Record(sparsity, kill_at)
-    hooks = [sparsity, record, IterationSeedHook(), *kwargs.pop('hooks', [])]
+    hooks = [sparsity, record, *kwargs.pop('hooks', [])]
+    if kwargs.pop('seeded', True):
+        hooks.append(IterationSeedHook())
     runner = make_runner(*hooks, iters=ITERS, save=4, **kwargs)
     try:
         runner.train()
@@ -70,6 +73,30 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert first | rest == expected
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('draws', [False, True])
+def test_without_seeds_masks_repeat_where_nothing_draws(
+    make_runner, monkeypatch, classifier, images, draws
+):
+    class Quiet(classifier):
+        def __init__(self):
+            torch.manual_seed(0)
+            super().__init__()
+            self.dropout.p = 0.1 if draws else 0.0
+            for module in self.modules():
+                if isinstance(module, DropPath):
+                    module.drop_prob = 0.0
+
+    def plain(self, index):
+        return dict(inputs=self.images[index], label=self.labels[index])
+
+    monkeypatch.setattr(images, '__getitem__', plain)
+    expected = run(make_runner, model=Quiet(), seeded=False)[1]
+    run(make_runner, 13, model=Quiet(), seeded=False)
+    rest = run(make_runner, model=Quiet(), seeded=False, resume=True)[1]
+    assert list(rest) == list(range(12, ITERS))
+    assert (rest == {i: expected[i] for i in rest}) != draws
 
 
 def test_resuming_what_was_trained_dense_is_refused(make_runner):

@@ -109,9 +109,8 @@ def select_weights(content: Any, ema: bool | None = None) -> Source:
     Raises:
         CheckpointError: If there are no weights, or something else among them.
     """
-    raw = content.get(NOT_AVERAGED) if isinstance(content, Mapping) else None
-    swapped = isinstance(raw, Mapping) and isinstance(
-        content.get('state_dict'), Mapping
+    swapped = isinstance(content, Mapping) and all(
+        isinstance(content.get(name), Mapping) for name in _SWAPPED
     )
     key, found = find_weights(content, AVERAGED if ema and not swapped else WRAPPERS)
     if ema and key is None:
@@ -125,7 +124,10 @@ def select_weights(content: Any, ema: bool | None = None) -> Source:
         first = key.partition('.')[0]
         left = [*left, *(name for name in content if name != first)]
     if swapped and ema is False:
-        averaged, (others, _) = tensors, _tensors_by_name(raw, NOT_AVERAGED)
+        averaged, (others, _) = (
+            tensors,
+            _tensors_by_name(content[NOT_AVERAGED], NOT_AVERAGED),
+        )
         tensors = {n: others.get(f'module.{n}', t) for n, t in averaged.items()}
         key, left = NOT_AVERAGED, [n for n in content if n != NOT_AVERAGED]
     dropped = {}

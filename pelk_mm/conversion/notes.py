@@ -90,7 +90,7 @@ def _palette(given: Any, classes: int) -> list[tuple[int, ...]]:
     try:
         palette = np.array(given, dtype=np.int64)
     except (TypeError, ValueError, OverflowError):  # None, names, rows of other lengths
-        palette = np.empty(0)
+        palette = np.empty(0, dtype=np.int64)
     if palette.shape == (3,):  # mmdet: one colour for all
         palette = np.tile(palette, (classes, 1))
     # A data set with fewer classes than its base class may have that one's colours.

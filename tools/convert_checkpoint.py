@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument('src', help='checkpoint to read: a path or an http(s):// URL')
     parser.add_argument('dst', help='file to write: .pth, .pt or .safetensors')
     parser.add_argument(
         '--arch',
@@ -28,12 +28,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='family that SRC must be of (%(default)s: inferred from its names)',
     )
     parser.add_argument(
-        '--ema', action='store_true', help='take the averaged weights, model_ema'
+        '--ema',
+        action=argparse.BooleanOptionalAction,
+        help='take the averaged weights, or those without averaging (default: model '
+        "rather than model_ema, and mmengine's state_dict, which is averaged)",
+    )
+    parser.add_argument(
+        '--from-prefix',
+        help="what the backbone's names start with in SRC, to choose from several "
+        'backbones (default: the only one)',
     )
     parser.add_argument(
         '--prefix',
         help="prefix of the backbone's names in DST (default: backbone. in whole "
         'models, none otherwise); heads are dropped with any other than backbone.',
+    )
+    parser.add_argument(
+        '--in-channels',
+        type=int,
+        help="channels of the images: adapt the stem's weights (default: as in SRC)",
     )
     parser.add_argument(
         '--strict',
@@ -60,6 +73,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     start = args.warm_start
     if start is not None and start != 'pelk' and not start.startswith('pelk-'):
         parser.error(f'--warm-start {start!r} is not pelk or pelk-ARCH')
+    if args.in_channels is not None and args.in_channels < 1:
+        parser.error(f'--in-channels {args.in_channels} is not a positive number')
     if args.json is not None and not args.json.absolute().parent.is_dir():
         parser.error(f'--json {args.json} is in no existing folder')
     return args
@@ -91,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
             args.dst,
             arch=args.arch,
             ema=args.ema,
+            from_prefix=args.from_prefix,
             prefix=args.prefix,
+            in_channels=args.in_channels,
             strict=args.strict,
             official=args.to == 'official',
             warm_start=args.warm_start,

@@ -4,17 +4,20 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pelk_mm.files import write_atomically
 
+from .arrays import is_npz, is_plain_pickle, read_npz, read_pickle
 from .loading import MMENGINE_TYPES, load_safetensors, load_weights_only
 
 Item = TypeVar('Item')
@@ -25,6 +28,9 @@ Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
 #: What the released training scripts put into their files in addition to tensors; such
 #: an object only holds values, and it is dropped.
 TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
+
+#: Types of arrays of anything but numbers, as class names may be kept in.
+_ARRAY_TYPES = tuple(type(np.dtype(code)) for code in ('U', 'S', 'O'))
 
 #: Endings of the files that can be written.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
@@ -63,7 +69,8 @@ def read_checkpoint(path: str | Path) -> Any:
     """Load a checkpoint of any format, its tensors left in the file's memory.
 
     Args:
-        path: A file of ``torch.save``, of either of its formats, or of safetensors.
+        path: A file of ``torch.save``, of either of its formats, or of safetensors; or
+            arrays by name, as a plain pickle or an ``.npz``.
 
     Raises:
         CheckpointError: If the file is missing, damaged, something else, or asks for
@@ -77,11 +84,17 @@ def read_checkpoint(path: str | Path) -> Any:
     except (ImportError, FileNotFoundError, PermissionError) as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # whatever a parser raises at meaningless bytes
-        reason = ascii(first_line(error)[:200])[1:-1]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             if 'could run code' in str(error):
-                raise CheckpointError(str(error)) from error
-            reason = 'its pickle is malformed'
+                # What `load_weights_only` says has the file's name in it already.
+                message = first_line(error)
+                name = '' if str(path) in message else f'{path} '
+                raise CheckpointError(name + message) from error
+            # The reason follows a page of advice that would not help here.
+            details = re.search(r'Unpickler error:\s*(.+)', str(error))
+            reason = details[1] if details else 'its pickle is malformed'
+        reason = ascii(reason[:200])[1:-1]
         raise CheckpointError(
             f'{path} is damaged or not a checkpoint ({reason}); download it again'
         ) from error
@@ -109,17 +122,26 @@ def _read(path: Path) -> Any:
         )
     if head[8:10] == b'{"':
         return load_safetensors(path)
+    if head.startswith(b'\x93NUMPY'):
+        raise CheckpointError(
+            'holds one array of numpy, and a dict in it would be a pickle; save the '
+            'weights with numpy.savez or torch.save'
+        )
     zipped = zipfile.is_zipfile(path)
     if zipped:
+        if is_npz(path):
+            return read_npz(path)
         _check_archive(path)
     elif head.startswith(b'PK'):
         raise CheckpointError('is truncated: its end is missing; download it again')
     elif not head[2:].startswith(_LEGACY_MAGIC):
+        if is_plain_pickle(head):
+            return read_pickle(path)
         raise CheckpointError(
             'is not a checkpoint: neither torch.save nor safetensors writes files that '
             'begin like it'
         )
-    types = (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES)
+    types = (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES, *_ARRAY_TYPES)
     return load_weights_only(path, 'cpu', types, mmap=zipped)
 
 

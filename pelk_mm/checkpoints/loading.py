@@ -147,9 +147,17 @@ def load_safetensors(path: str | Path) -> dict[str, Any]:
             f'{path} is a safetensors file; `pip install safetensors` to read it'
         ) from error
     with safe_open(Path(path).expanduser(), framework='pt', device='cpu') as file:
-        meta = (file.metadata() or {}).get('meta', '{}')
+        meta = json.loads((file.metadata() or {}).get('meta', '{}'))
         state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {'meta': json.loads(meta), 'state_dict': state_dict}
+    if isinstance(meta, dict) and isinstance(meta.get('dataset_meta'), dict):
+        # JSON has no tuples, and mmdet takes a list for several colours.
+        palette = meta['dataset_meta'].get('palette')
+        if isinstance(palette, list):
+            meta['dataset_meta']['palette'] = [
+                tuple(colour) if isinstance(colour, list) else colour
+                for colour in palette
+            ]
+    return {'meta': meta, 'state_dict': state_dict}
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:

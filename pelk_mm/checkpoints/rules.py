@@ -84,6 +84,19 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
+#: Names that SLaK's code used before or after the released files were made.
+_OTHER_SPELLINGS: dict[str, tuple[Rule, ...]] = {
+    'slak': tuple(
+        (
+            f'{_SLAK_BLOCK}large_kernel.Decom{i}.{theirs}.{{rest}}',
+            f'{_BLOCK}mixer.{branch}.{ours}.{{rest}}',
+        )
+        for i, branch in ((1, 'vertical'), (2, 'horizontal'))
+        for theirs, ours in _CONV_NORM
+    ),
+    'replknet': (),
+}
+
 #: Parts of whole models other than the backbone. mmdet renamed the predictors of FCOS;
 #: everything else has kept its name since mmseg 0.x and mmdet 2.x.
 _HEAD_RULES: tuple[Rule, ...] = (
@@ -95,6 +108,26 @@ _HEAD_RULES: tuple[Rule, ...] = (
 _DROPPED: tuple[tuple[str, str], ...] = (
     ('norm.{rest}', "the classifier's norm, which a feature pyramid does not have"),
     ('head.{rest}', "the classifier's weights, which a feature pyramid does not have"),
+)
+
+#: Names around a backbone without a counterpart.
+_DROPPED_HEADS: tuple[tuple[str, str], ...] = (
+    ('head.{rest}', "the classifier's weights, which a feature pyramid does not have"),
+    (
+        'ema_{word}',
+        'the weights without averaging, which EMAHook of mmcv 1.x swapped with the '
+        'averaged ones when it saved',
+    ),
+)
+
+#: Segments that wrappers of a model put into its names.
+_MODEL_WRAPPERS = 'module', '_orig_mod', '_fsdp_wrapped_module'
+
+#: Names that the blocks of all families have, in the released names and in ours.
+_BLOCK_MARKS: tuple[str, ...] = tuple(
+    f'{{prefix}}{block}{mixer}.{{rest}}'
+    for block in (_BLOCK, _SLAK_BLOCK)
+    for mixer in ('large_kernel', 'mixer')
 )
 
 #: Names that only one family uses.
@@ -118,6 +151,8 @@ _FIELDS = {
     'odd': r'\d*[13579]',
     'head': 'neck|decode_head|auxiliary_head|rpn_head|roi_head|bbox_head',
     'predictor': 'cls|reg|centerness',
+    'word': r'\w+',
+    'prefix': r'(?:.*\.)?',
     'rest': r'.+',
 }
 
@@ -168,6 +203,49 @@ def detect_family(names: Iterable[str], ours: bool = False) -> str | None:
     return None
 
 
+def backbone_prefixes(names: Iterable[str]) -> list[str]:
+    """What the names of backbones of ours start with, in the order found.
+
+    Args:
+        names: Full parameter names of anything that may contain backbones.
+
+    Returns:
+        One prefix per backbone, '' for one without; empty where there is none.
+    """
+    names = list(names)
+    marks = (*_FAMILY_MARKS.values(), *_OUR_MARKS.values())
+    others = tuple(f'{{prefix}}{mark}' for family in marks for mark in family)
+    for templates in (_BLOCK_MARKS, others):
+        matches = (_pattern(t).fullmatch(name) for name in names for t in templates)
+        prefixes = dict.fromkeys(match['prefix'] for match in matches if match)
+        if prefixes:
+            return list(prefixes)
+    return []
+
+
+def model_prefix(prefix: str) -> str | None:
+    """What the names of the model around a backbone start with.
+
+    Args:
+        prefix: What the backbone's names start with.
+
+    Returns:
+        The prefix without its last segment where that is ``backbone``, as in models of
+        mmseg and mmdet; None where the backbone is no such model's.
+    """
+    segments = prefix.split('.')[:-1]
+    while segments and segments[-1] in _MODEL_WRAPPERS:
+        segments.pop()
+    if not segments or segments[-1] != 'backbone':
+        return None
+    return ''.join(f'{segment}.' for segment in segments[:-1])
+
+
+def is_plain_prefix(prefix: str) -> bool:
+    """Whether nothing but a model of mm or a wrapper put a backbone's names there."""
+    return set(prefix.split('.')[:-1]) <= {'backbone', *_MODEL_WRAPPERS}
+
+
 def rename(name: str, family: str, to_released: bool = False) -> str | None:
     """Translate one parameter name, from released to ours or back.
 
@@ -179,8 +257,8 @@ def rename(name: str, family: str, to_released: bool = False) -> str | None:
     """
     rules: Iterable[Rule] = rules_for(family)
     if to_released:
-        rules = ((ours, theirs) for theirs, ours in rules)
-    return _translate(name, rules)
+        return _translate(name, ((ours, theirs) for theirs, ours in rules))
+    return _translate(name, (*rules, *_OTHER_SPELLINGS[family]))
 
 
 def rename_head(name: str) -> str | None:
@@ -190,6 +268,18 @@ def rename_head(name: str) -> str | None:
         The new name, or None if it belongs to no head or neck.
     """
     return _translate(name, _HEAD_RULES)
+
+
+def explain_dropped(name: str) -> str | None:
+    """Why a tensor around a backbone has no place in a model; None if it may have one.
+
+    Args:
+        name: Its name, as models of mm before 1.x have it.
+    """
+    for template, reason in _DROPPED_HEADS:
+        if _pattern(template).fullmatch(name):
+            return reason
+    return None
 
 
 def _translate(name: str, rules: Iterable[Rule]) -> str | None:

@@ -1,11 +1,12 @@
 """Convert a released checkpoint to this package's names, or the other way."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pelk_mm.checkpoints.download import download, is_url
 from pelk_mm.checkpoints.files import (
     CheckpointError,
     Track,
@@ -20,20 +21,26 @@ from pelk_mm.checkpoints.rules import (
     detect_family,
     families,
     from_released,
+    is_plain_prefix,
     rename,
     to_released,
 )
-from pelk_mm.checkpoints.weights import check_tensors, select_weights
-from pelk_mm.version import __version__
+from pelk_mm.checkpoints.weights import Source, check_tensors, select_weights
 
 from .infer import infer_backbone
+from .notes import adjust_backbone, make_meta
 from .records import (
     Fate,
     Record,
     assemble,
+    choose_prefix,
     compare_with_backbone,
+    drop_classifier_norm,
+    drop_heads,
+    has_heads,
     in_progress,
     rename_backbone,
+    rename_heads,
     replace_by_pelk,
     split_parts,
     summarise,
@@ -41,39 +48,58 @@ from .records import (
     with_fate,
 )
 from .report import Report, shorten
+from .stem import adapt_records
 from .warm_start import start_pelk
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    Attributes:
+        arch: Family, or ``auto`` to infer it from the names.
+        ema: Whether to take averaged weights, or those without averaging; None for the
+            authors' without (``model``) and mmengine's with (``state_dict``).
+        from_prefix: What the names of the backbone start with in the source, or how
+            that begins; None to take the only backbone.
+        prefix: Prefix of the backbone's names in the result; None for ``backbone.`` if
+            the checkpoint contains heads and for none otherwise. Heads are dropped
+            with any other prefix than ``backbone.``.
+        in_channels: Channels of the images, see `adapt_stem`; None for the source's.
+        official: Whether to go back to the released names instead.
+        warm_start: ``pelk`` or ``pelk-`` and the name of an ``arch`` of PeLK, to
+            start it from the source's weights; None to keep the model.
+    """
+
+    arch: str = 'auto'
+    ema: bool | None = None
+    from_prefix: str | None = None
+    prefix: str | None = None
+    in_channels: int | None = None
+    official: bool = False
+    warm_start: str | None = None
 
 
 def convert_checkpoint(
     source: str | Path,
     destination: str | Path,
-    arch: str = 'auto',
-    ema: bool = False,
-    prefix: str | None = None,
     strict: bool = True,
-    official: bool = False,
-    warm_start: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     track: Track = untracked,
+    **options: Any,
 ) -> Report:
     """Convert a checkpoint file.
 
     Args:
-        source: A released checkpoint, or one in this package's names.
+        source: A released checkpoint, or one in this package's names; its path, or an
+            ``http(s)://`` address, which is downloaded once.
         destination: The file to write; safetensors if it ends in ``.safetensors``.
-        arch: Family, or ``auto`` to infer it from the names.
-        ema: Whether to take the averaged weights, ``model_ema``.
-        prefix: Prefix of the backbone's names in the result; None for ``backbone.`` if
-            the checkpoint contains heads and for none otherwise. Heads are dropped
-            with any other prefix than ``backbone.``.
         strict: Whether to write nothing unless the conversion is complete.
-        official: Whether to go back to the released names instead.
-        warm_start: ``pelk`` or ``pelk-`` and the name of an ``arch`` of PeLK, to
-            start it from the source's weights; None to keep the model.
         force: Whether to replace an existing file.
         dry_run: Whether to write nothing at all.
         track: Shows progress.
+        options: See `Options`.
 
     Returns:
         The report. ``written`` is None after a dry run and where ``strict`` forbade
@@ -83,45 +109,66 @@ def convert_checkpoint(
         CheckpointError: If the source cannot be converted or the destination cannot be
             written.
     """
-    source, destination = Path(source), Path(destination)
+    how = Options(**options)
+    destination = Path(destination)
     if not dry_run:
         check_destination(destination, force)
-    if official and warm_start:
+    if how.official and how.warm_start:
         raise CheckpointError('there are no released PeLK names to start PeLK under')
-    content = read_checkpoint(source)
+    if how.in_channels is not None and how.in_channels < 1:
+        raise CheckpointError(f'in_channels {how.in_channels} is not a positive number')
+    path, content = _read(source)
     try:
-        found = select_weights(content, ema)
+        found = select_weights(content, how.ema)
         check_tensors(found.tensors, track)
-        records, report = _convert(found.tensors, arch, prefix, official, warm_start)
+        records, report = _convert(found, how)
     except CheckpointError as error:
         # The parts know no file names; what they say continues this sentence.
         raise CheckpointError(f'{source} cannot be converted: {error}') from error
+    cfg = _fitting_cfg(found.meta.get('cfg'), records, report, how)
+    lost = {} if cfg is not None or 'cfg' not in found.meta else {'meta.cfg': _NO_CFG}
     writes = not dry_run and (report.complete or not strict)
     report = replace(
         report,
-        source=str(source),
-        sha256=file_sha256(source, track),
+        source=str(path),
+        sha256=file_sha256(path, track),
         key=found.key,
-        dropped=found.dropped | report.dropped,
+        dropped=found.dropped | lost | report.dropped,
         written=str(destination) if writes else None,
     )
     if writes:
         # The released files have the weights of whole models under state_dict.
-        key = 'model' if official and not report.whole else 'state_dict'
-        meta = None if official else _meta(found.meta, report)
+        key = 'model' if how.official and not report.whole else 'state_dict'
+        meta = None if how.official else make_meta(found.meta, report, cfg)
         write_checkpoint(destination, tensors_by_name(records), meta, key, track)
     return report
 
 
-def _convert(
-    tensors: dict[str, Tensor],
-    arch: str,
-    prefix: str | None,
-    official: bool,
-    warm_start: str | None,
-) -> tuple[list[Record], Report]:
+#: Why the config of a source is dropped.
+_NO_CFG = "the config of the source's model, which the result does not fit"
+
+
+def _read(source: str | Path) -> tuple[Path, Any]:
+    """Path of the source and its content.
+
+    Raises:
+        CheckpointError: If it cannot be read or downloaded.
+    """
+    if not is_url(str(source)):
+        return Path(source), read_checkpoint(source)
+    path = download(str(source))
+    try:
+        return path, read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f'{error}. It is what {source} gave; to download that again, delete {path}'
+        ) from error
+
+
+def _convert(found: Source, how: Options) -> tuple[list[Record], Report]:
     """Convert tensors by full name; the report lacks what is known of their file."""
-    records = split_parts(tensors)
+    from_prefix = choose_prefix(found.tensors, how.from_prefix)
+    records = split_parts(found.tensors, from_prefix)
     names = [record.name for record in in_progress(records)]
     released = detect_family(names)
     family = released or detect_family(names, ours=True)
@@ -129,45 +176,79 @@ def _convert(
         raise CheckpointError(
             f'its names, {shorten(names)}, are not those of PeLK, SLaK or RepLKNet'
         )
-    if arch not in ('auto', family):
-        raise CheckpointError(f'its names are those of a {family} model, not of {arch}')
-    if official and released:
+    if how.arch not in ('auto', family):
+        raise CheckpointError(
+            f'its names are those of a {family} model, not of {how.arch}'
+        )
+    if how.official and released:
         raise CheckpointError('its names are the released ones already')
-    if official and family not in families():
+    if how.official and family not in families():
         raise CheckpointError(f'there are no released {BACKBONE_TYPES[family]} models')
     if released:
+        rename_heads(records, current='mmengine_version' in found.meta)
+    prefix = drop_heads(records, how.prefix)
+    if released:
         rename_backbone(records, family, from_released)
+        drop_classifier_norm(records)
     backbone = infer_backbone({r.name: r.shape for r in in_progress(records)}, family)
     compare_with_backbone(records, backbone)
     if released:  # what the source lacks is reported by its name there
         for record in with_fate(records, Fate.MISSING):
             record.name = rename(record.name, family, to_released=True) or record.name
+    notes = [] if is_plain_prefix(from_prefix) else [_told(from_prefix)]
+    if how.in_channels is not None:
+        notes += adapt_records(records, backbone, how.in_channels)
     weights = tensors_by_name(in_progress(records))
     density, densities = _measure_density(weights)
     errors: list[float] = []
-    if warm_start:
+    if how.warm_start:
         so_far = Report('', backbone=backbone, **summarise(records))
         problems = so_far.summarise_problems()
         if problems:
             raise CheckpointError(
                 f'PeLK starts from complete weights only, and {problems}'
             )
-        pelk_arch = warm_start.removeprefix('pelk').lstrip('-')
+        pelk_arch = how.warm_start.removeprefix('pelk').lstrip('-')
         start = start_pelk(weights, backbone, pelk_arch)
         backbone, errors = start.backbone, start.errors
         records = replace_by_pelk(records, start)
-    if official:
+    if how.official:
         rename_backbone(records, family, to_released)
-    records = assemble(records, prefix)
-    return records, Report(
+    return assemble(records, prefix), Report(
         source='',
+        prefix=from_prefix,
+        released=bool(released),
         family=family,
         backbone=backbone,
         **summarise(records),
+        notes=notes,
         densities=densities,
         density=density,
         projection_errors=errors,
     )
+
+
+def _told(prefix: str) -> str:
+    return f'the backbone is under {prefix} (--from-prefix {prefix})'
+
+
+def _fitting_cfg(
+    text: Any, records: list[Record], report: Report, how: Options
+) -> str | None:
+    """Text of the source's config, adjusted to the result; None if it does not fit.
+
+    Only a model of this package has a config that names a backbone of this package.
+    """
+    fits = report.whole or not has_heads(records)
+    plain = is_plain_prefix(report.prefix) and not report.released
+    if not isinstance(text, str) or not fits or not plain:
+        return None
+    if how.warm_start:
+        return adjust_backbone(text, report.backbone)
+    if how.in_channels is not None:
+        in_channels = report.backbone.get('in_channels', 3)
+        return adjust_backbone(text, dict(in_channels=in_channels))
+    return text
 
 
 def _measure_density(tensors: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
@@ -179,23 +260,3 @@ def _measure_density(tensors: dict[str, Tensor]) -> tuple[float, dict[str, float
     if density >= 0.999:
         return density, {}
     return density, {name: nonzeros[name] / t.numel() for name, t in weights.items()}
-
-
-def _meta(meta: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Notes for the result: where it comes from, and the classes of the source."""
-    file = Path(report.source).name
-    notes: dict[str, Any] = dict(
-        source=dict(file=file, sha256=report.sha256, key=report.key),
-        pelk_mm_version=__version__,
-        backbone=report.backbone,
-    )
-    if isinstance(meta.get('dataset_meta'), dict):
-        notes['dataset_meta'] = meta['dataset_meta']
-    elif isinstance(meta.get('CLASSES'), (list, tuple)):
-        # mmseg 0.x and mmdet 2.x had these under other names.
-        notes['dataset_meta'] = dict(classes=list(map(str, meta['CLASSES'])))
-        if isinstance(meta.get('PALETTE'), (list, tuple)):
-            notes['dataset_meta']['palette'] = [
-                [int(value) for value in colour] for colour in meta['PALETTE']
-            ]
-    return notes

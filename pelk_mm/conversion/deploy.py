@@ -21,6 +21,8 @@ from pelk_mm.checkpoints.files import (
 )
 from pelk_mm.checkpoints.weights import find_weights
 
+from .notes import plain_meta
+
 #: Side of the random image on which the two forms are compared.
 PROBE_SIZE = 128
 #: Entry of ``meta`` that marks a checkpoint in deployment form.
@@ -71,7 +73,7 @@ def deploy_checkpoint(
     _fill(model, weights, checkpoint)
     report = _switch(backbone)
     cfg.model.backbone.deploy = True
-    meta = {**meta, 'cfg': cfg.pretty_text, DEPLOYED: True}
+    meta = {**plain_meta(meta), 'cfg': cfg.pretty_text, DEPLOYED: True}
     write_checkpoint(out, model.state_dict(), meta)
     return report
 
@@ -93,7 +95,7 @@ def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
             f'config {path} has backbone.deploy=True, so its backbone is in its '
             'deployment form already; give the config that the model was trained with'
         )
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about losses, which are not used here
@@ -119,7 +121,9 @@ def _load(path: str | Path) -> tuple[Mapping[Any, Any], dict[str, Any]]:
             f'{path} holds a {type(content).__name__}, not a state dict'
         )
     key, weights = find_weights(content, ('state_dict',))
-    meta = (content.get('meta') if key else None) or {}
+    meta = content.get('meta') if key else None
+    if not isinstance(meta, dict):
+        meta = {}
     if meta.get(DEPLOYED):
         raise CheckpointError(
             f'{path} is in its deployment form already; nothing to do'

@@ -35,8 +35,11 @@ def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
     infer = {'pelk': _pelk, 'slak': _slak, 'replknet': _replknet}[family]
     settings = infer(layout, cfg)
     cfg['arch'] = simplify_arch(family, settings)
-    if len(layout.blocks) != 4:
-        cfg['out_indices'] = tuple(layout.stages)
+    # Without any output norm, as in a classifier, the maps of all stages are outputs.
+    outputs = tuple(i for i in layout.stages if layout.has('', start=f'norm{i}.'))
+    outputs = outputs or tuple(layout.stages)
+    if outputs != (0, 1, 2, 3):
+        cfg['out_indices'] = outputs
     return cfg
 
 
@@ -149,6 +152,8 @@ def _slak(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     merged = layout.has(f'mixer.{branch}.weight')
     if merged:
         cfg['small_kernel_merged'] = True
+    elif not layout.has('.norm.weight', start='stages.0.blocks.0.mixer.'):
+        cfg['norm_cfg'] = None  # the released script's --bn False
     if decomposed:
         return settings | dict(small_kernel=kernels[0][3])
     small = {} if merged else dict(small_kernel=layout.small_kernel())
@@ -173,7 +178,7 @@ def _replknet(layout: _Layout, cfg: dict[str, Any]) -> dict[str, Any]:
         settings['small_kernel'] = layout.small_kernel()
     # The classifier of XL has no output norms, but every dense-prediction model of
     # it has.
-    if 'norm0.weight' in layout.shapes or simplify_arch('replknet', settings) == 'XL':
+    if layout.has('', start='norm') or simplify_arch('replknet', settings) == 'XL':
         cfg['norm_intermediate_features'] = True
     return settings
 

@@ -5,6 +5,8 @@ backbone's tensors that are still in progress; those of heads and of tensors tha
 no place in the result are settled.
 """
 
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -13,7 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from pelk_mm.checkpoints.files import CheckpointError
-from pelk_mm.checkpoints.rules import Renamed, rename_head
+from pelk_mm.checkpoints.rules import (
+    Renamed,
+    backbone_prefixes,
+    explain_dropped,
+    model_prefix,
+    rename_head,
+)
 
 from .infer import build_backbone
 from .warm_start import WarmStart
@@ -99,6 +107,7 @@ def summarise(records: list[Record]) -> dict[str, Any]:
         initial={r.name: r.reason for r in with_fate(records, Fate.INITIAL)},
         missing=[r.name for r in with_fate(records, Fate.MISSING)],
         unknown=[r.source for r in with_fate(records, Fate.UNKNOWN)],
+        unknown_heads=any(r.in_head for r in with_fate(records, Fate.UNKNOWN)),
         mismatched={
             r.source: (list(r.shape), list(r.expected))
             for r in with_fate(records, Fate.MISMATCHED)
@@ -106,39 +115,133 @@ def summarise(records: list[Record]) -> dict[str, Any]:
     )
 
 
-def split_parts(tensors: dict[str, Tensor]) -> list[Record]:
-    """Records of backbone and heads, the backbone's without prefix, the heads' renamed.
+def split_parts(tensors: dict[str, Tensor], prefix: str) -> list[Record]:
+    """Records of the backbone and of the model around it, without their prefixes.
 
     Args:
         tensors: Tensors of a backbone or of a whole model by full name.
+        prefix: What the backbone's names start with, see `choose_prefix`.
+    """
+    model = model_prefix(prefix)
+    records = []
+    for name, tensor in tensors.items():
+        record = Record(name, name, tensor)
+        if name.startswith(prefix):
+            record.name = name.removeprefix(prefix)
+        elif model is not None and name.startswith(model):
+            record.name, record.in_head = name.removeprefix(model), True
+        else:
+            start = prefix if model is None else model
+            record.settle(Fate.DROPPED, f'its name does not start with {start}')
+        records.append(record)
+    return records
+
+
+def choose_prefix(names: Iterable[str], wanted: str | None) -> str:
+    """What the names of the backbone start with.
+
+    Args:
+        names: Full names of all tensors.
+        wanted: The prefix, or how it begins, to choose from several; None to take the
+            only one.
+
+    Raises:
+        CheckpointError: If there are several, or none that begins like this.
+    """
+    found = matching = backbone_prefixes(names)
+    if wanted is not None:
+        start = wanted if wanted.endswith('.') or not wanted else f'{wanted}.'
+        matching = [p for p in found if p == start]
+        matching = matching or [p for p in found if p.startswith(start)]
+    choices = [f'--from-prefix {shlex.quote(prefix)}' for prefix in found]
+    if len(matching) > 1:
+        raise CheckpointError(
+            f'it has {len(found)} backbones; choose one with {" or ".join(choices)}'
+        )
+    if found and not matching:
+        raise CheckpointError(
+            f"no backbone's names start with {wanted!r}; give {' or '.join(choices)}"
+        )
+    return matching[0] if matching else ''
+
+
+def rename_heads(records: list[Record], current: bool) -> None:
+    """Rename what surrounds a released backbone as mmseg 1.x and mmdet 3.x name it.
+
+    Args:
+        records: All records.
+        current: Whether heads have the names of mmseg 1.x or mmdet 3.x already.
 
     Raises:
         CheckpointError: If the heads are of mmdet 1.x.
     """
-    bare = {name: name for name in tensors}
-    while all(name.startswith('module.') for name in bare):
-        bare = {name.removeprefix('module.'): full for name, full in bare.items()}
-    records = [Record(name, full, tensors[full]) for name, full in bare.items()]
-    if not any(name.startswith(BACKBONE) for name in bare):
-        return records
-    if any(name.startswith('rpn_head.') for name in bare) and any(
-        name.startswith(('bbox_head.', 'mask_head.')) for name in bare
-    ):
+    heads = [record for record in records if record.in_head]
+    names = {record.name.partition('.')[0] for record in heads}
+    if not current and 'rpn_head' in names and names & {'bbox_head', 'mask_head'}:
         raise CheckpointError(
             'its heads are those of mmdet 1.x, which numbered the classes differently; '
             "upgrade it with mmdet's tools/model_converters/upgrade_model_version.py"
         )
     taken: set[str] = set()
-    for record in records:
+    for record in heads:
         head = rename_head(record.name)
-        if record.name.startswith(BACKBONE):
-            record.name = record.name.removeprefix(BACKBONE)
+        reason = explain_dropped(record.name)
+        if reason:
+            record.settle(Fate.DROPPED, reason)
+            record.in_head = False
+        elif current:
+            continue
         elif head is None or head in taken:
             record.fate = Fate.UNKNOWN
         else:
             taken.add(head)
-            record.name, record.in_head = head, True
-    return records
+            record.name = head
+
+
+def drop_heads(records: list[Record], prefix: str | None) -> str:
+    """Drop the heads where only the backbone is to be written.
+
+    Args:
+        records: All records.
+        prefix: What the backbone's names are to start with; None for ``backbone.`` if
+            there are heads and for none otherwise. Any other than ``backbone.`` is the
+            backbone's alone.
+
+    Returns:
+        The prefix.
+    """
+    heads = [record for record in records if record.in_head]
+    if prefix is None:
+        prefix = BACKBONE if heads else ''
+    if prefix != BACKBONE:
+        reason = f'a head; with the prefix {prefix!r} only the backbone is written'
+        for head in heads:
+            head.settle(Fate.DROPPED, reason)
+    return prefix
+
+
+def drop_classifier_norm(records: list[Record]) -> None:
+    """Drop the norm of a classifier that is named like one of the outputs.
+
+    mmpretrain gives the last stage of a RepLKNet an output norm and puts the
+    classifier's there. Where every stage has one, or where there are heads that were
+    trained on it, the norms are the outputs' own.
+    """
+    body = in_progress(records)
+    stages = {r.name.split('.')[1] for r in body if r.name.startswith('stages.')}
+    norms = [r for r in body if re.match(r'norm\d+\.', r.name)]
+    last = f'norm{len(stages) - 1}.'
+    if all(r.name.startswith(last) for r in norms) and not has_heads(records):
+        for record in norms:
+            record.settle(
+                Fate.DROPPED,
+                "the classifier's norm, which mmpretrain names like an output's",
+            )
+
+
+def has_heads(records: Iterable[Record]) -> bool:
+    """Whether the source is a whole model, even if its heads are dropped."""
+    return any(record.in_head for record in records)
 
 
 def rename_backbone(
@@ -177,7 +280,7 @@ def compare_with_backbone(records: list[Record], backbone: dict[str, Any]) -> No
             record.expected = expected[name]
     norms = {name for name in expected if name.startswith(_OUTPUT_NORMS)}
     # Heads were trained on the norms' outputs: without them the source is damaged.
-    is_classifier = norms.isdisjoint(body) and not any(r.in_head for r in records)
+    is_classifier = norms.isdisjoint(body) and not has_heads(records)
     for name in (name for name in expected if name not in body):
         reason = ''
         if is_classifier and name in norms:
@@ -206,21 +309,8 @@ def replace_by_pelk(records: list[Record], start: WarmStart) -> list[Record]:
     ]
 
 
-def assemble(records: list[Record], prefix: str | None) -> list[Record]:
-    """Give the backbone's tensors their prefix and put the heads after them.
-
-    Args:
-        records: All records.
-        prefix: The prefix; None for ``backbone.`` if there are heads and for none
-            otherwise. Heads are dropped with any other prefix than ``backbone.``.
-    """
-    heads = [record for record in records if record.in_head]
-    if prefix is None:
-        prefix = BACKBONE if heads else ''
-    if prefix != BACKBONE:
-        reason = f'a head; with the prefix {prefix!r} only the backbone is written'
-        for head in heads:
-            head.settle(Fate.DROPPED, reason)
+def assemble(records: list[Record], prefix: str) -> list[Record]:
+    """Give the backbone's tensors their prefix and put the heads after them."""
     for record in in_progress(records):
         record.name = prefix + record.name
     return sorted(records, key=lambda record: record.in_head)

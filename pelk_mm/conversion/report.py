@@ -13,6 +13,15 @@ from rich.progress import track
 
 from pelk_mm.checkpoints.files import Item, write_output
 
+#: Defaults of the arguments of backbones that weights depend on.
+_DEFAULTS: dict[str, Any] = dict(
+    in_channels=3,
+    out_indices=(0, 1, 2, 3),
+    layer_scale_init_value=1e-6,
+    small_kernel_merged=False,
+    norm_intermediate_features=False,
+)
+
 #: How many names of a list are shown; a JSON report has all of them.
 SHOWN = 4
 
@@ -24,6 +33,8 @@ class Report:
     Attributes:
         source: Path of the file read.
         sha256: Hash of its bytes.
+        prefix: What the names of the backbone started with there.
+        released: Whether they were the released names.
         key: Entry of the file that held the weights; None for a bare state dict.
         family: ``pelk``, ``slak`` or ``replknet``.
         backbone: Config of the backbone whose weights the result is.
@@ -34,7 +45,9 @@ class Report:
         initial: Reason by name of what the result leaves at its initial values.
         missing: Names that the backbone has and the source does not.
         unknown: Source names that neither rules nor backbone know.
+        unknown_heads: Whether heads are among them.
         mismatched: Found and expected shape of tensors that do not fit.
+        notes: What else was done, a sentence each.
         densities: Share of non-zeros of each 2-D and 4-D weight, if any is sparse.
         density: The same over all of them.
         projection_errors: Relative error of a warm start's kernels, one per stage.
@@ -43,6 +56,8 @@ class Report:
 
     source: str
     sha256: str = ''
+    prefix: str = ''
+    released: bool = False
     key: str | None = None
     family: str = ''
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +67,9 @@ class Report:
     initial: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unknown_heads: bool = False
     mismatched: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     densities: dict[str, float] = field(default_factory=dict)
     density: float = 1.0
     projection_errors: list[float] = field(default_factory=list)
@@ -69,7 +86,8 @@ class Report:
         if self.missing:
             problems.append(f'it lacks {shorten(self.missing)}')
         if self.unknown:
-            problems.append(f'nothing has a place for {shorten(self.unknown)}')
+            remedy = " (--prefix '' leaves the heads out)" * self.unknown_heads
+            problems.append(f'nothing has a place for {shorten(self.unknown)}{remedy}')
         for name, (found, expected) in list(self.mismatched.items())[:1]:
             problems.append(
                 f'{name} is {tuple(found)} where a {self.backbone["type"]} of its size '
@@ -113,8 +131,10 @@ def fitting_configs(report: Report, folder: Path) -> list[str]:
 
 def _sizes(backbone: Mapping[str, Any]) -> str:
     """The part of a config that weights depend on, a list written as a tuple is."""
-    options = 'in_channels', 'small_kernel_merged', 'norm_intermediate_features'
-    return json.dumps([backbone.get(key) for key in ('type', 'arch', *options)])
+    cfg = _DEFAULTS | dict(backbone)
+    has_norm = backbone.get('norm_cfg', backbone['type'] != 'PeLK') is not None
+    cfg['layer_scale_init_value'] = bool(cfg['layer_scale_init_value'])
+    return json.dumps([has_norm, *(cfg[key] for key in ('type', 'arch', *_DEFAULTS))])
 
 
 def describe(report: Report, configs: list[str]) -> str:
@@ -126,6 +146,7 @@ def describe(report: Report, configs: list[str]) -> str:
         f'{report.source}: {report.family}{under}, sha256 {report.sha256[:16]}',
         f'{cfg["type"]} {arch}: {len(report.converted)} tensors converted'
         + ', heads included' * report.whole,
+        *(f'  {note}' for note in report.notes),
     ]
     names: dict[str, list[str]] = defaultdict(list)
     for what, reasons in (

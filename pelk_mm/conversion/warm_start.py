@@ -204,7 +204,9 @@ def _folded(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]
     if f'{prefix}weight' in tensors:  # merged already
         return tensors[f'{prefix}weight'], tensors[f'{prefix}bias']
     weight = tensors[f'{prefix}conv.weight']
-    norm = nn.BatchNorm2d(len(weight))
     names = _names(tensors, f'{prefix}norm.')
+    if not names:
+        return fold_norm(weight, None, nn.Identity())
+    norm = nn.BatchNorm2d(len(weight))
     norm.load_state_dict({n.removeprefix(f'{prefix}norm.'): tensors[n] for n in names})
     return fold_norm(weight, None, norm.eval())

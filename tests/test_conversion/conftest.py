@@ -5,6 +5,8 @@ import torch
 
 from pelk_mm import backbones
 from pelk_mm.checkpoints import to_released
+from pelk_mm.checkpoints.files import read_checkpoint
+from pelk_mm.conversion.convert import convert_checkpoint
 
 ARCH = dict(channels=[8, 16], depths=[1, 2], kernel_sizes=[11, 9])
 SMALL = {
@@ -46,3 +48,15 @@ def save(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def convert(save, tmp_path):
+    """Converts an object; returns report and what was written."""
+
+    def run(content, dst='dst.pth', **kwargs):
+        path = tmp_path / dst
+        report = convert_checkpoint(save(content), path, force=True, **kwargs)
+        return report, read_checkpoint(path) if report.written else None
+
+    return run

@@ -37,18 +37,6 @@ def same(a, b):
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.fixture
-def convert(save, tmp_path):
-    """Converts an object; returns report and what was written."""
-
-    def run(content, dst='dst.pth', **kwargs):
-        path = tmp_path / dst
-        report = convert_checkpoint(save(content), path, force=True, **kwargs)
-        return report, read_checkpoint(path) if report.written else None
-
-    return run
-
-
 def wrappers(state_dict):
     prefixed = {f'module.{key}': value for key, value in state_dict.items()}
     backbone = {f'module.backbone.{key}': value for key, value in state_dict.items()}
@@ -243,7 +231,9 @@ def whole_model(config, family, small):
         if not key.startswith('backbone.')
     }
     backbone = {f'backbone.{key}': value for key, value in released.items()}
-    meta = dict(mmseg_version='0.11.0', CLASSES=('wall', 'sky'), PALETTE=[[0, 1, 2]])
+    meta = dict(
+        mmseg_version='0.11.0', CLASSES=('wall', 'sky'), PALETTE=[[0, 1, 2], [3, 4, 5]]
+    )
     return built, {'meta': meta, 'state_dict': backbone | heads, 'optimizer': {}}
 
 
@@ -261,7 +251,7 @@ def test_whole_models_of_older_frameworks(small, convert, config, family):
     assert report.complete
     assert report.whole
     assert written['meta']['dataset_meta'] == dict(
-        classes=['wall', 'sky'], palette=[[0, 1, 2]]
+        classes=['wall', 'sky'], palette=[(0, 1, 2), (3, 4, 5)]
     )
     model.load_state_dict(written['state_dict'])
     renamed = [key for key, old in report.converted.items() if 'fcos_' in old]

@@ -1,11 +1,12 @@
 """Deployment of whole models; the command line is in test_tools."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.checkpoints.files import CheckpointError, read_checkpoint
 from pelk_mm.conversion.deploy import deploy_checkpoint
 
 SEGMENTER = """
@@ -92,7 +93,9 @@ def test_whole_model_computes_the_same(trained, tmp_path, kind):
     assert report.parameters[1] < report.parameters[0]
 
     saved = torch.load(out, weights_only=True)
-    assert saved['meta']['dataset_meta'] == dict(classes=['a', 'b', 'c'])
+    assert saved['meta']['dataset_meta']['classes'] == ['a', 'b', 'c']
+    assert len(saved['meta']['dataset_meta']['palette']) == 3
+    assert saved['meta']['epoch'] == 3
     assert 'optimizer' not in saved
     deployed = build(config, deploy=True)
     deployed.load_state_dict(saved['state_dict'])
@@ -102,6 +105,20 @@ def test_whole_model_computes_the_same(trained, tmp_path, kind):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     rebuilt = Config.fromstring(saved['meta']['cfg'], '.py').model.backbone
     assert rebuilt.deploy is True
+
+
+@pytest.mark.parametrize('meta', [None, [], dict(CLASSES=('a',), seed=np.int64(1))])
+def test_meta_of_any_kind(trained, tmp_path, meta):
+    pytest.importorskip('safetensors')
+    config, checkpoint, model = trained()
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), checkpoint)
+    out = tmp_path / 'deployed.safetensors'
+    deploy_checkpoint(config, checkpoint, out)
+    saved = read_checkpoint(out)['meta']
+    assert saved['backbone_deployed'] is True
+    if meta:
+        assert saved['seed'] == 1
+        assert saved['dataset_meta']['classes'] == ['a']
 
 
 def test_bare_state_dict(trained, tmp_path):

@@ -1,0 +1,96 @@
+"""Weights as plain numpy arrays: pickles and ``.npz``, read without running code."""
+
+import argparse
+import codecs
+import collections
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: Functions that pickles of arrays call.
+_BUILDERS: tuple[tuple[str, Any], ...] = (
+    ('multiarray', np.empty(0).__reduce__()[0]),
+    ('multiarray', np.float64(0).__reduce__()[0]),
+    ('numeric', np.empty(0).__reduce_ex__(5)[0]),
+)
+
+_TRUSTED = 'where you trust it, load it and save its weights with torch.save'
+
+#: What a pickle of arrays by name calls, under the names of numpy 1 and 2.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('argparse', 'Namespace'): argparse.Namespace,
+    ('_codecs', 'encode'): codecs.encode,
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): np.dtype,
+    **{
+        (f'{core}.{module}', function.__name__): function
+        for core in ('numpy.core', 'numpy._core')
+        for module, function in _BUILDERS
+    },
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickler that calls nothing but what builds arrays and plain containers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up what the pickle asks for.
+
+        Raises:
+            pickle.UnpicklingError: If it is anything but arrays and containers.
+        """
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise pickle.UnpicklingError(
+            f'is a plain pickle and asks for {module}.{name}, which could run code; '
+            f'only arrays and plain containers are read from it; {_TRUSTED}'
+        )
+
+
+def is_plain_pickle(head: bytes) -> bool:
+    """Whether a file that begins like this is a pickle of protocol 2 or later."""
+    return head[:1] == b'\x80' and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05')
+
+
+def read_pickle(path: Path) -> Any:
+    """Load a plain pickle of arrays, also one of Python 2.
+
+    Raises:
+        pickle.UnpicklingError: If it asks for anything else; the message goes on from
+            the file's name. Tensors are refused too: outside of ``torch.save`` they
+            are read by a function that runs any code.
+    """
+    with path.open('rb') as file:
+        return _ArrayUnpickler(file, encoding='latin1').load()
+
+
+def is_npz(path: Path) -> bool:
+    """Whether an archive holds arrays of numpy alone."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith('.npy') for name in names)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Load the arrays of a file of ``numpy.savez`` by name.
+
+    Raises:
+        pickle.UnpicklingError: If one of them is a pickle; see `read_pickle`.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {}
+        for name in archive.files:
+            try:
+                arrays[name] = archive[name]
+            except ValueError as error:
+                if 'allow_pickle' not in str(error):
+                    raise
+                raise pickle.UnpicklingError(
+                    f'has objects that are no numbers under {name!r}, which could run '
+                    f'code; {_TRUSTED}'
+                ) from error
+    return arrays

@@ -1,5 +1,6 @@
 """Large-kernel operators: pure functions without parameters, on torch alone."""
 
+from . import jit_counters
 from .backends.cpu import instruction_set
 from .functional import (
     available_backends,
@@ -18,3 +19,5 @@ __all__ = [
     'instruction_set',
     'peripheral_conv2d',
 ]
+
+jit_counters.install()

@@ -12,7 +12,6 @@ the feature maps alone either is reported with the reason.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,20 +19,22 @@ from operator import add, sub
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelk_mm.checkpoints.files import first_line
 
-from .shape_tensor import ShapeTensor
-
-#: Regions that each head of a detector's second stage sees, by mm's convention.
-BOX_REGIONS = 1000
-MASK_REGIONS = 100
+from .shape_tensor import ShapeTensor, unknown_is_one
+from .stand_ins import (
+    BOX_REGIONS,
+    REGIONS,
+    arguments_of,
+    forward_of,
+    instances,
+    on_regions,
+)
 
 #: Parts that serve training alone, by mm's convention.
 TRAINING_ONLY = ('auxiliary_head',)
@@ -77,7 +78,7 @@ def count(
             multiply-add) that are not to be counted by their registered formulas.
     """
     was_training = model.training
-    tensors = {
+    tensors: dict[str, Tensor] = {
         f'model.{name}': ShapeTensor(tensor.detach().to('meta'))
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if isinstance(tensor, nn.Parameter) or tensor.is_meta
@@ -130,53 +131,6 @@ class _Holder(nn.Module):
         self.run()
 
 
-# ------------------------------------------------------- what has compiled operators
-
-
-def _region_features(module: Any, features: Tensor, rois: Tensor, *_: Any) -> Tensor:
-    """What RoIAlign and RoIPool return."""
-    return features.new_empty(len(rois), features.shape[1], *module.output_size)
-
-
-def _extract(module: Any, features: Sequence[Tensor], rois: Tensor, *_: Any) -> Tensor:
-    """What mmdet's extractor returns, whichever levels the regions are on."""
-    return module.roi_layers[0](features[0], rois)
-
-
-def _sampled_convolution(module: Any, x: Tensor, *_: Any) -> Tensor:
-    """A deformable convolution: as many multiply-adds as the convolution it deforms."""
-    if hasattr(module, 'conv_offset'):  # it computes the offsets itself
-        module.conv_offset(x)
-    return F.conv2d(
-        x,
-        module.weight,
-        getattr(module, 'bias', None),
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-    )
-
-
-#: By class name, what stands in for the forward pass of modules of mmcv and mmdet whose
-#: compiled operators read values.
-STAND_INS: dict[str, Callable[..., Tensor]] = {
-    'RoIAlign': _region_features,
-    'RoIPool': _region_features,
-    'SingleRoIExtractor': _extract,
-    'DeformConv2d': _sampled_convolution,
-    'ModulatedDeformConv2d': _sampled_convolution,
-}
-
-
-def _forward_of(module: Any) -> Callable[..., Any]:
-    """A module's forward pass, or what stands in for it."""
-    for base in type(module).__mro__:
-        if base.__name__ in STAND_INS:
-            return functools.partial(STAND_INS[base.__name__], module)
-    return module.forward
-
-
 # ------------------------------------------------------------------ one forward pass
 
 
@@ -200,9 +154,11 @@ class _Pass:
         self.components: dict[str, list[int]] = {}
         self.problems: dict[str, str] = {}
         self.features: Any = None
-        self.complete = False
         self._uncounted = [0] * len(counters)
-        self._running: list[str] = []
+        #: For each module that runs now, what the modules that it calls have counted.
+        self._inner: list[list[int]] = []
+        #: Components whose count stands.
+        self._closed: set[str] = set()
         self._in_loss = False
 
     def _flops(self) -> list[int]:
@@ -244,50 +200,72 @@ class _Pass:
             for name, module in self.model.named_modules():
                 if not name:
                     continue
-                replace(module, 'forward', self._observed(name, module))
+                forward = forward_of(module)
+                replace(module, 'forward', self._observed(name, module, forward))
+                if hasattr(self.model, 'encode_decode') and hasattr(module, 'predict'):
+                    predict = self._observed(name, module, module.predict)
+                    replace(module, 'predict', predict)
                 if callable(getattr(module, 'loss', None)):
                     replace(module, 'loss', self._unobserved(module.loss))
-                if f'.{name}.'.find('.rpn_head.') >= 0:
-                    if hasattr(module, 'predict_by_feat'):
-                        replace(module, 'predict_by_feat', self._proposals)
-                elif hasattr(module, '_mask_forward'):
-                    replace(module, '_mask_forward', _limited(module._mask_forward))
+                if 'rpn_head' in name.split('.') and hasattr(module, 'predict_by_feat'):
+                    replace(module, 'predict_by_feat', self._proposals)
+                for method, most in REGIONS.items():
+                    if 'rois' in arguments_of(module, method):
+                        forward = getattr(module, method)
+                        replace(module, method, on_regions(forward, most))
             yield
 
-    def _observed(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        forward, component = _forward_of(module), component_of(name)
+    def _observed(
+        self, name: str, module: nn.Module, forward: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        component = component_of(name)
 
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
             if self._in_loss:
                 return forward(*args, **kwargs)
-            outermost = component not in self._running
-            before = self._flops()
-            self._running.append(component)
+            before, inner = self._flops(), [0] * len(self.counters)
+            self._inner.append(inner)
+            complete = False
             try:
                 result = forward(*args, **kwargs)
+                complete = True
             except Exception as error:
                 where = f'{name} ({type(module).__name__})'
                 self.problems.setdefault(component, f'{where}: {first_line(error)}')
-                if outermost and component in self.names:
-                    self._add(self._uncounted, before)
                 raise
             finally:
-                self._running.pop()
-            self._add(self.modules.setdefault(name, [0] * len(before)), before)
-            if outermost:
-                self._add(
-                    self.components.setdefault(component, [0] * len(before)), before
-                )
+                self._inner.pop()
+                spent = list(map(sub, self._flops(), before))
+                self._add(spent, inner, component if complete else '')
+            sums = self.modules.setdefault(name, [0] * len(spent))
+            if component not in self._closed:
+                sums[:] = map(add, sums, spent)
             if name in ('backbone', 'neck'):
                 self.features = result
             return result
 
         return run
 
-    def _add(self, sums: list[int], before: list[int]) -> None:
-        """Add what was counted since."""
-        sums[:] = map(add, sums, map(sub, self._flops(), before))
+    def _add(self, spent: list[int], inner: list[int], component: str) -> None:
+        """Add what one call of a module counted.
+
+        Each component gets what its own modules do, wherever they are called: the
+        decoders of DETR's kind call the head.
+
+        Args:
+            spent: All that was counted during the call.
+            inner: What the modules that it called have counted of that.
+            component: The component that the rest belongs to, or '' for none.
+        """
+        own = list(map(sub, spent, inner))
+        if self._inner:
+            self._inner[-1][:] = map(add, self._inner[-1], spent)
+        if not component or component in self._closed:
+            self._uncounted = list(map(add, self._uncounted, own))
+        else:
+            sums = self.components.setdefault(component, [0] * len(own))
+            sums[:] = map(add, sums, own)
 
     def _unobserved(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         """A loss, which mm computes in some forward passes for its side effects."""
@@ -296,10 +274,12 @@ class _Pass:
         def run(*args: Any, **kwargs: Any) -> Any:
             before, self._in_loss = self._flops(), True
             try:
-                return loss(*args, **kwargs)
+                with unknown_is_one():  # as in the checks that scores are finite
+                    return loss(*args, **kwargs)
             finally:
                 self._in_loss = False
-                self._add(self._uncounted, before)
+                spent = list(map(sub, self._flops(), before))
+                self._add(spent, [0] * len(spent), '')
 
         return run
 
@@ -309,22 +289,29 @@ class _Pass:
         """Run the model, then alone what it did not reach."""
         reason = ''
         if isinstance(self.model, BaseModel):
+            kind = type(self.model).__name__
             try:
                 self._run_whole()
+                reason = f'the forward pass of {kind} leaves it out'
             except Exception as error:
-                reason = first_line(error)
-            else:
-                reason = (
-                    f'the forward pass of {type(self.model).__name__} leaves it out'
-                )
-                self.complete = True
+                reason = f'the forward pass of {kind} stops before: {first_line(error)}'
+                self._refuse_part_of_list()
+                self._run_alone(reason)
+        else:
+            self._run_alone()
         for name in self.names:
-            if self._is_open(name) and not self.complete:
-                self._run_alone(name)
             if self._is_open(name):
                 self.problems[name] = reason
         for name in self.problems:
             self._drop(name)
+
+    def _refuse_part_of_list(self) -> None:
+        """Forget lists of heads of which only some have run."""
+        for name in list(self.components):
+            parts = self._parts(name)
+            own = [f'{name}.{number}' for number in range(len(parts))]
+            if len(parts) > 1 and not self.modules.keys() >= set(own):
+                self._drop(name)
 
     def _is_open(self, name: str) -> bool:
         """Whether a component serves inference and nothing is known of it yet."""
@@ -357,23 +344,38 @@ class _Pass:
             return []
         return list(module) if isinstance(module, nn.ModuleList) else [module]
 
-    def _run_alone(self, name: str) -> None:
-        """Run a component on the image, if it is the backbone, or on the maps."""
-        try:
-            if name.startswith('roi_head.'):
-                proposals = self._proposals()
-                self.model.roi_head(self.features, proposals, [self._sample()])
-            elif name == 'backbone' or self.features is not None:
-                for part in self._parts(name):
-                    part(self.image if name == 'backbone' else self.features)
-        except Exception as error:
-            self.problems.setdefault(name, f'{name} alone: {first_line(error)}')
+    def _run_alone(self, whole: str = '') -> None:
+        """Run what nothing is known of yet on the image or on the feature maps.
+
+        Args:
+            whole: Why the whole forward pass did not reach it. That explains more than
+                what a part alone complains of, which may lack arguments.
+        """
+        for name in self.names:
+            if not self._is_open(name):
+                continue
+            known = dict(self.problems)
+            self._closed = set(self.components)
+            try:
+                self._run_part(name)
+            except Exception as error:
+                if not name.startswith('roi_head.'):
+                    self.problems = known
+                self.problems.setdefault(name, whole or first_line(error))
+
+    def _run_part(self, name: str) -> None:
+        if name.startswith('roi_head.'):
+            regions = self._proposals()
+            self.model.roi_head(self.features, regions, [self._sample()])
+            return
+        for part in self._parts(name):
+            part(self.image if name == 'backbone' else self.features)
 
     # ------------------------------------------------------------------ stand-ins
 
     def _proposals(self, *args: Any, **kwargs: Any) -> list[InstanceData]:
         """As many proposals as mm counts with."""
-        return [_instances(BOX_REGIONS)]
+        return [instances(BOX_REGIONS)]
 
     def _sample(self) -> BaseDataElement:
         """What mm knows of an image, with instances and proposals."""
@@ -383,39 +385,9 @@ class _Pass:
             metainfo=dict.fromkeys(shapes, (height, width))
             | dict(scale_factor=(1.0, 1.0), flip=False, img_id=0, img_path='')
         )
-        sample.gt_instances = _instances(1)
-        sample.proposals = _instances(BOX_REGIONS)
+        sample.gt_instances = instances(1)
+        sample.proposals = instances(BOX_REGIONS)
         return sample
-
-
-def _instances(number: int) -> InstanceData:
-    """Instances that cover the upper left 64 x 64 pixels of an image."""
-    return InstanceData(
-        bboxes=torch.tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(number, 1),
-        labels=torch.zeros(number, dtype=torch.long),
-        scores=torch.ones(number),
-    )
-
-
-def _limited(mask_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Have mask heads see `MASK_REGIONS` regions of however many they are given."""
-    signature = inspect.signature(mask_forward)
-
-    @functools.wraps(mask_forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        rois = bound.arguments['rois']
-        bound.arguments['rois'] = rois[:MASK_REGIONS]
-        results = mask_forward(*bound.args, **bound.kwargs)
-        left = len(rois) - MASK_REGIONS
-        if left <= 0:
-            return results
-        # The caller splits them by image again.
-        return tree_map_only(
-            Tensor, lambda x: torch.cat([x, x[:1].expand(left, *x.shape[1:])]), results
-        )
-
-    return run
 
 
 def _multiplies(module: nn.Module) -> bool:

@@ -6,7 +6,9 @@ anchors, indices of positive samples. Here those stay real, on the CPU like the 
 without values, and only what depends on weights or images has no values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -28,6 +30,19 @@ _CREATE = {
 _MAX_CREATED = 2**24
 #: Operators whose boolean indices are selections.
 _INDEX = {aten.index.Tensor, aten.index_put.default}
+
+
+_unknown_is_one = ContextVar('unknown_is_one', default=False)
+
+
+@contextmanager
+def unknown_is_one() -> Iterator[None]:
+    """Have a single number without value read as one, or True, not raise an error."""
+    token = _unknown_is_one.set(True)
+    try:
+        yield
+    finally:
+        _unknown_is_one.reset(token)
 
 
 class NeedsValuesError(RuntimeError):
@@ -81,7 +96,7 @@ class ShapeTensor(Tensor):
             strides=meta.stride(),
             storage_offset=meta.storage_offset(),
             dtype=meta.dtype,
-            device='cpu',
+            device=torch.device('cpu'),
         )
         tensor.meta = meta
         return tensor
@@ -89,15 +104,17 @@ class ShapeTensor(Tensor):
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return f'ShapeTensor({tuple(self.shape)}, {self.dtype})'
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Compute an operator's shapes."""
         kwargs = dict(kwargs or {})
         schema = func._schema
+        if func is aten._local_scalar_dense.default and _unknown_is_one.get():
+            return torch.ones((), dtype=args[0].dtype).item()
         if torch.Tag.data_dependent_output in func.tags or (
             torch.Tag.dynamic_output_shape in func.tags and func not in _INDEX
         ):

@@ -134,7 +134,9 @@ def hand_over(tool: str) -> None:
     """Run the installed framework's own ``tools/{tool}.py`` on this command line.
 
     The config is read once beforehand, to find its framework and to stop with one
-    line where the run could not start. All flags are the framework's.
+    line where the run could not start. All flags are the framework's. A config that
+    names no ``default_scope`` gets the framework's: in mmengine's own, which would be
+    taken instead, the names that the framework's classes have as defaults mean nothing.
 
     Args:
         tool: ``train`` or ``test``.
@@ -142,8 +144,9 @@ def hand_over(tool: str) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args, _ = parser.parse_known_args()
+    arguments = sys.argv[1:]
     # Only the framework knows which arguments are values of its flags.
-    config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
+    config = next((arg for arg in arguments if is_config_name(arg)), None)
     try:
         if config is None:
             framework = 'mmseg'  # to print its usage: both have these flags
@@ -152,7 +155,9 @@ def hand_over(tool: str) -> None:
             framework = require_framework(cfg)
             require_entries(cfg, tool)
             require_data_roots(cfg, LOADERS[tool])
+            if 'default_scope' not in cfg:
+                arguments += ['--cfg-options', f'default_scope={framework}']
         path = find_tool(framework, tool)
     except (LaunchError, ConfigError) as error:
         sys.exit(f'{tool}: {error}')
-    run_script(path, sys.argv[1:], parser.prog)
+    run_script(path, arguments, parser.prog)

@@ -48,6 +48,7 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
+        list(_types(cfg.get('model')))  # imports the classes of new-style configs
     except Exception as error:  # whatever the code of a config raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f'config {path} cannot be read: {lines[0]}') from error

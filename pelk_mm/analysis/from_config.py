@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from math import ceil
 from typing import Any
 
@@ -10,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from pelk_mm.checkpoints.files import first_line
-from pelk_mm.config_types import find_framework, type_name
+from pelk_mm.config_types import FRAMEWORKS, find_framework, type_name
 
 #: Height and width at which the papers count detectors, and those of mm's test images,
 #: instead of which they do so.
@@ -62,6 +63,11 @@ def build_on_meta(cfg: Config) -> nn.Module:
         )
     try:
         scope = find_framework(cfg) or cfg.get('default_scope')
+        if scope in FRAMEWORKS and find_spec(scope) is None:
+            raise ImportError(
+                f'it is written for {scope}, which is not installed; `pip install '
+                f'{FRAMEWORKS[scope][0]}`'
+            )
         with DefaultScope.overwrite_default_scope(scope), _parameters_on_meta():
             return MODELS.build(cfg.model)
     except Exception as error:  # whatever the constructors of its parts raise

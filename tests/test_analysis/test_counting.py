@@ -157,7 +157,23 @@ def build(framework, name, change):
 
 
 FPN = {'neck.in_channels': WIDTHS}
-LAST = {'neck.in_channels': WIDTHS[3:], 'backbone': dict(out_indices=[3])}
+LAST = {
+    'neck.in_channels': WIDTHS[3:],
+    'backbone': dict(out_indices=[3]),
+    'encoder.num_layers': 1,
+    'decoder.num_layers': 1,
+}
+
+
+def mask2former(head):
+    """Its head with one layer of each kind."""
+    return {
+        f'{head}.in_channels': WIDTHS,
+        f'{head}.pixel_decoder.encoder.num_layers': 1,
+        f'{head}.transformer_decoder.num_layers': 1,
+    }
+
+
 AUX = dict(type='FCNHead', in_channels=24, in_index=2, channels=8, num_classes=3)
 OCR = dict(in_channels=32, in_index=3, channels=8, num_classes=3)
 
@@ -167,9 +183,7 @@ DETECTORS = {
     'yolact/yolact_r50_1xb8-55e_coco': FPN,
     'rpn/rpn_r50_fpn_1x_coco': FPN,
     'detr/detr_r50_8xb2-150e_coco': LAST,
-    'mask2former/mask2former_r50_8xb2-lsj-50e_coco': {
-        'panoptic_head.in_channels': WIDTHS
-    },
+    'mask2former/mask2former_r50_8xb2-lsj-50e_coco': mask2former('panoptic_head'),
 }
 MORE_DETECTORS = {
     'faster_rcnn/faster-rcnn_r50_fpn_1x_coco': FPN,
@@ -198,9 +212,7 @@ SEGMENTERS = {
         ]
     },
     'point_rend/pointrend_r50_4xb4-160k_ade20k-512x512': FPN,
-    'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512': {
-        'decode_head.in_channels': WIDTHS
-    },
+    'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512': mask2former('decode_head'),
 }
 MORE_SEGMENTERS = {
     'maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512': {

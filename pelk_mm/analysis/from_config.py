@@ -13,9 +13,10 @@ from torch import nn
 from pelk_mm.checkpoints.files import first_line
 from pelk_mm.config_types import FRAMEWORKS, find_framework, type_name
 
-#: Height and width at which the papers count detectors, and those of mm's test images,
-#: instead of which they do so.
-DETECTOR_SHAPE = (800, 1280)
+#: Height and width at which the papers count: segmenters on ADE20K, detectors on COCO
+#: and classifiers on ImageNet.
+USUAL_SHAPES = {'mmseg': (512, 2048), 'mmdet': (800, 1280), 'mmpretrain': (224, 224)}
+#: That of mm's test images for detectors, instead of which the papers take theirs.
 COCO_SHAPE = (800, 1333)
 
 #: Steps of a test pipeline that decide the images' size, with the argument that does,
@@ -119,27 +120,37 @@ def _image_sizes(cfg: Config) -> Iterator[tuple[int, int] | None]:
     yield _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
 
 
+def named_shape(cfg: Config) -> tuple[int, int] | None:
+    """Height and width of the images that a config names; None where it names none.
+
+    That is the scale of its test images; where they have none of their own, the size
+    that the model is trained with.
+    """
+    return next(filter(None, _image_sizes(cfg)), None)
+
+
 def image_shape(cfg: Config) -> tuple[int, int]:
     """Height and width at which to count the model of a config.
 
-    That is the scale of its test images; where they have none of their own, the size
-    that the model is trained with. Detectors on images of COCO's size are counted as
-    the papers do.
+    That is what the config names, else what is usual for its framework. Detectors on
+    images of COCO's size are counted as the papers do.
 
     Raises:
-        ValueError: If the config names no size.
+        ValueError: If the config names no size and is written for no framework.
     """
-    shape = next(filter(None, _image_sizes(cfg)), None)
-    if find_framework(cfg) == 'mmdet':
-        if shape is None or shape in (COCO_SHAPE, COCO_SHAPE[::-1]):
-            return DETECTOR_SHAPE
-        preprocessor = cfg.model.get('data_preprocessor') or {}
-        divisor = preprocessor.get('pad_size_divisor') or 1
-        height, width = (ceil(side / divisor) * divisor for side in shape)
-        return height, width
+    shape, framework = named_shape(cfg), find_framework(cfg)
+    if framework == 'mmdet' and shape in (COCO_SHAPE, COCO_SHAPE[::-1]):
+        shape = None
     if shape is None:
-        raise ValueError(
-            f'{cfg.filename} names no size of images, neither in its test pipeline nor '
-            'in the training; give one with --shape H W'
-        )
-    return shape
+        if framework is None:
+            raise ValueError(
+                f'{cfg.filename} names no size of images, neither in its test pipeline '
+                'nor in the training; give one with --shape H W'
+            )
+        return USUAL_SHAPES[framework]
+    if framework != 'mmdet':
+        return shape
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    divisor = preprocessor.get('pad_size_divisor') or 1
+    height, width = (ceil(side / divisor) * divisor for side in shape)
+    return height, width

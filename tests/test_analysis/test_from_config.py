@@ -7,6 +7,7 @@ from pelk_mm.analysis.from_config import (
     _parameters_on_meta,
     build_on_meta,
     image_shape,
+    named_shape,
 )
 
 RESIZE = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
@@ -75,8 +76,11 @@ def test_without_it_the_size_that_the_model_is_trained_with(test):
         32,
         64,
     )
+    assert named_shape(segmenter(test)) is None
+    assert image_shape(segmenter(test)) == (512, 2048)
+    assert image_shape(segmenter(test, default_scope='mmpretrain')) == (224, 224)
     with pytest.raises(ValueError, match='names no size of images.*--shape H W'):
-        image_shape(segmenter(test))
+        image_shape(segmenter(test, default_scope=None, model=dict(type='PeLK')))
 
 
 def detector(scale, **preprocessor):

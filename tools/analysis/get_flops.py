@@ -18,7 +18,7 @@ from pelk_mm.analysis.complexity import (
     paper_sparsity,
     uniform_density,
 )
-from pelk_mm.analysis.from_config import build_on_meta, image_shape
+from pelk_mm.analysis.from_config import build_on_meta, image_shape, named_shape
 from pelk_mm.checkpoints.files import read_checkpoint
 from pelk_mm.checkpoints.weights import find_weights
 from pelk_mm.config_types import read_config
@@ -35,8 +35,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='height and width of the image (default: the scale of the test images, or '
-        '800 1280 for a detector on images of 1333 x 800, as in the papers)',
+        help='height and width of the image (default: the scale of the test images; '
+        'as in the papers where there is none, and for detectors on COCO)',
     )
     density = parser.add_mutually_exclusive_group()
     density.add_argument(
@@ -76,7 +76,10 @@ def main() -> None:
         sizes = complexity(model, shape, density)
     except ValueError as error:  # ConfigError and CheckpointError are too
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
-    print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
+    size = f'image of {shape[0]} x {shape[1]} (H x W)'
+    if not args.shape and named_shape(cfg) is None:
+        size += ' as in the papers, for the config names no size'
+    print(f'{args.config}, {size}, {zeros}\n')
     print(format_complexity(sizes))
 
 

@@ -232,7 +232,7 @@ class _Pass:
                 complete = True
             except Exception as error:
                 where = f'{name} ({type(module).__name__})'
-                self.problems.setdefault(component, f'{where}: {first_line(error)}')
+                self.problems.setdefault(component, f'{where}: {_reason(error)}')
                 raise
             finally:
                 self._inner.pop()
@@ -294,7 +294,7 @@ class _Pass:
                 self._run_whole()
                 reason = f'the forward pass of {kind} leaves it out'
             except Exception as error:
-                reason = f'the forward pass of {kind} stops before: {first_line(error)}'
+                reason = f'the forward pass of {kind} stops before: {_reason(error)}'
                 self._refuse_part_of_list()
                 self._run_alone(reason)
         else:
@@ -361,7 +361,7 @@ class _Pass:
             except Exception as error:
                 if not name.startswith('roi_head.'):
                     self.problems = known
-                self.problems.setdefault(name, whole or first_line(error))
+                self.problems.setdefault(name, whole or _reason(error))
 
     def _run_part(self, name: str) -> None:
         if name.startswith('roi_head.'):
@@ -397,3 +397,11 @@ def _multiplies(module: nn.Module) -> bool:
         for each in module.modules()
         for parameter in each.parameters(recurse=False)
     )
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in other words where it is of a compiled operator."""
+    text = first_line(error)
+    if 'not allocated' in text or 'data pointer' in text:
+        return 'a compiled operator reads values, and there are shapes alone'
+    return text

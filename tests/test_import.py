@@ -64,9 +64,19 @@ def test_registration():
     result = run(
         'from mmengine.registry import MODELS\n'
         'import pelk_mm\n'
-        "print([type in MODELS for type in ('PeLK', 'SLaK', 'RepLKNet')])"
+        "names = ('PeLK', 'SLaK', 'RepLKNet')\n"
+        'print([name in MODELS for name in names])\n'
+        "print([MODELS.get(name) is MODELS.get(f'pelk_mm.{name}') for name in names])"
     )
-    assert result.stdout == '[True, True, True]\n'
+    assert result.stdout == '[True, True, True]\n' * 2
+
+
+def test_counters_of_others_are_not_loaded():
+    result = run(
+        'import sys, pelk_mm\n'
+        "print({'mmengine.analysis', 'fvcore'} & sys.modules.keys())"
+    )
+    assert result.stdout == 'set()\n'
 
 
 def test_unknown_attribute():

@@ -1,29 +1,22 @@
-"""Parameters and multiply-adds of a model, by component and in three ways of counting.
-
-One forward pass on the meta device is counted by torch's `FlopCounterMode`, which sees
-our operators through the formulas that `pelk_mm.ops` registers. mmengine's and fvcore's
-counters trace with torch.jit, which cannot trace a convolution on the meta device; the
-largest models would have to be run with real weights.
-"""
+"""Parameters and multiply-adds of a model, by component and in two ways of counting."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import add
 from typing import Any
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-#: Regions that each head of a cascade sees, by mm's convention.
-BOX_REGIONS = 1000
-MASK_REGIONS = 100
+from pelk_mm.backbones import LargeKernelBackbone
+
+from .counting import TRAINING_ONLY, component_of, count
 
 #: Share of the weights that the papers count as zero.
 PAPER_SPARSITY = {'PeLK': 0.4, 'SLaK': 0.4}
+#: Row of a table for what no component computes.
+ELSEWHERE = 'between them'
 
 Density = Callable[[str, nn.Parameter], float]
 
@@ -33,17 +26,39 @@ def dense(name: str, parameter: nn.Parameter) -> float:
     return 1.0
 
 
-def uniform_density(sparsity: float) -> Density:
+def our_backbones(model: nn.Module) -> dict[str, LargeKernelBackbone]:
+    """PeLK, SLaK and RepLKNet backbones of this package by their names in a model."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LargeKernelBackbone)
+    }
+
+
+def paper_sparsity(model: nn.Module) -> float:
+    """Share of zeros with which the papers count a model's backbone."""
+    kinds = [type(each).__name__ for each in our_backbones(model).values()]
+    return max((PAPER_SPARSITY.get(kind, 0.0) for kind in kinds), default=0.0)
+
+
+def uniform_density(sparsity: float, model: nn.Module | None = None) -> Density:
     """Density of the backbone's 2-D and 4-D weights where a share of them is zero.
+
+    Args:
+        sparsity: The share.
+        model: The model, in which this package's backbones may have any name; without
+            it or them the backbone is what is named ``backbone``.
 
     Raises:
         ValueError: If the share is not in [0, 1).
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f'sparsity {sparsity} is not in [0, 1)')
+    names = our_backbones(model) if model is not None else ()
+    prefixes = tuple(f'{name}.' for name in names or ('backbone',))
 
     def density(name: str, parameter: nn.Parameter) -> float:
-        sparse = name.startswith('backbone.') and parameter.ndim in (2, 4)
+        sparse = name.startswith(prefixes) and parameter.ndim in (2, 4)
         return 1 - sparsity if sparse else 1.0
 
     return density
@@ -78,33 +93,6 @@ def checkpoint_density(state_dict: Mapping[str, Tensor], model: nn.Module) -> De
     return density
 
 
-class _Probe(nn.Module):
-    """The parts of a segmenter, a detector or a backbone that the papers' counter ran.
-
-    As in mm's counter the auxiliary head, which only serves training, does not run,
-    and each head of a cascade sees a fixed number of regions.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    def forward(self, x: Tensor) -> None:
-        model = self.model
-        maps = model.backbone(x)
-        if hasattr(model, 'neck'):
-            maps = model.neck(maps)
-        for head in ('decode_head', 'rpn_head', 'bbox_head', 'head'):
-            if hasattr(model, head):
-                getattr(model, head)(maps)
-        if hasattr(model, 'roi_head'):
-            for head in model.roi_head.bbox_head:
-                head(x.new_empty(BOX_REGIONS, head.in_channels, *head.roi_feat_size))
-            size = model.roi_head.mask_roi_extractor[0].roi_layers[0].output_size
-            for head in model.roi_head.mask_head:
-                head(x.new_empty(MASK_REGIONS, head.in_channels, *size))
-
-
 def _expanded_flops(
     x_shape: torch.Size,
     weight_shape: torch.Size,
@@ -120,36 +108,6 @@ def _expanded_flops(
 AS_PAPERS = {torch.ops.pelk_mm.peripheral_conv2d: _expanded_flops}
 
 
-def count_multiply_adds(
-    model: nn.Module,
-    shape: tuple[int, int],
-    formulas: Mapping[Any, Callable[..., int]] | None = None,
-) -> dict[str, int]:
-    """Multiply-adds of each module in one inference, its children's included.
-
-    Args:
-        model: A segmenter, a detector, or a module with a ``backbone`` and perhaps a
-            ``head``, on the meta device.
-        shape: Height and width of the image.
-        formulas: FLOPs of operators (two per multiply-add), where they are not to be
-            counted by their registered formulas.
-
-    Returns:
-        Counts by the module's name; modules that did not run are missing.
-    """
-    probe = _Probe(model).eval()
-    image = torch.empty(1, 3, *shape, device='meta')
-    counter = FlopCounterMode(display=False, custom_mapping=dict(formulas or {}))
-    with torch.no_grad(), counter:
-        probe(image)
-    prefix = f'{type(probe).__name__}.model.'
-    return {
-        name.removeprefix(prefix): sum(counts.values()) // 2
-        for name, counts in counter.get_flop_counts().items()
-        if name.startswith(prefix)
-    }
-
-
 @dataclass
 class Complexity:
     """Size of a component.
@@ -159,21 +117,17 @@ class Complexity:
         nonzeros: Those that are not zero at the given density.
         paper: Multiply-adds with dense K x K kernels, times the density.
         computed: Multiply-adds that our operators do, zeros included.
+        not_counted: Why multiply-adds are missing, where they are.
     """
 
     parameters: int = 0
     nonzeros: float = 0.0
     paper: float = 0.0
     computed: float = 0.0
+    not_counted: tuple[str, ...] = ()
 
     def __add__(self, other: 'Complexity') -> 'Complexity':
         return Complexity(*map(add, astuple(self), astuple(other)))
-
-
-def component_of(name: str) -> str:
-    """Component that a parameter or module belongs to, by its name."""
-    parts = name.split('.')
-    return '.'.join(parts[:2]) if parts[0] == 'roi_head' else parts[0]
 
 
 def complexity(
@@ -182,7 +136,7 @@ def complexity(
     """Parameters and multiply-adds of each component of a model.
 
     Args:
-        model: See `count_multiply_adds`.
+        model: See `pelk_mm.analysis.counting.count`.
         shape: Height and width of the image.
         density: Share of non-zeros of a parameter, given its name and itself.
 
@@ -196,17 +150,17 @@ def complexity(
         size = sizes[component_of(name)]
         size.parameters += parameter.numel()
         size.nonzeros += parameter.numel() * densities[name]
-    as_papers = count_multiply_adds(model, shape, AS_PAPERS)
-    computed = count_multiply_adds(model, shape)
-    for name, size in sizes.items():
-        # A list of heads does not run itself.
-        children = [key for key in computed if key.rpartition('.')[0] == name]
-        parts = [name] if name in computed else children
-        size.computed = sum(computed[part] for part in parts)
-        size.paper = sum(as_papers[part] for part in parts)
-    for name, count in as_papers.items():
+    counts = count(model, shape, (AS_PAPERS, {}))
+    for name, (paper, computed) in counts.components.items():
+        sizes[name].paper, sizes[name].computed = paper, computed
+    for name, (paper, _) in counts.modules.items():
         if f'{name}.weight' in densities:
-            sizes[component_of(name)].paper -= count * (1 - densities[f'{name}.weight'])
+            sizes[component_of(name)].paper -= paper * (1 - densities[f'{name}.weight'])
+    for name, reason in counts.problems.items():
+        sizes[name].not_counted = (reason,)
+    if any(counts.elsewhere):
+        paper, computed = counts.elsewhere
+        sizes[ELSEWHERE] = Complexity(paper=paper, computed=computed)
     return dict(sizes)
 
 
@@ -215,47 +169,41 @@ def total(sizes: Mapping[str, Complexity]) -> Complexity:
     return sum(sizes.values(), Complexity())
 
 
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build the model of a config at full size without memory for its weights.
-
-    Raises:
-        ValueError: If it is no config of a segmenter or detector.
-    """
-    if 'backbone' not in cfg.get('model', {}):
-        raise ValueError(
-            f'{cfg.filename} has no model with a backbone; give the config of a '
-            'segmenter or a detector'
-        )
-    init_default_scope(cfg.get('default_scope'))
-    with torch.device('meta'):
-        return MODELS.build(cfg.model)
-
-
-def image_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width at which the papers count the model of a config.
-
-    That is the scale of a segmenter's test images, and 800 x 1280 for a detector.
-    """
-    if cfg.get('default_scope') == 'mmdet':
-        return 800, 1280
-    width, height = next(
-        step['scale']
-        for step in cfg.test_dataloader.dataset.pipeline
-        if step['type'] == 'Resize'
-    )
-    return height, width
+def _quantity(number: float) -> str:
+    """A number of multiply-adds with its unit."""
+    if not number:
+        return '0'
+    return f'{number / 1e9:.2f} G' if number >= 5e6 else f'{number / 1e6:.2f} M'
 
 
 def format_complexity(sizes: Mapping[str, Complexity]) -> str:
-    """Lay the sizes of components out as a Markdown table, the sum at the end."""
+    """Lay the sizes of components out as a Markdown table, the sum at the end.
+
+    What was not counted says so, with its reason below the table, and the sum is
+    marked as a lower bound.
+    """
     lines = [
         '| component | parameters | non-zero | multiply-adds as the papers count '
         '| as computed here |',
         '|---|--:|--:|--:|--:|',
     ]
-    lines += [
-        f'| {name} | {size.parameters / 1e6:.2f} M | {size.nonzeros / 1e6:.2f} M '
-        f'| {size.paper / 1e9:.2f} G | {size.computed / 1e9:.2f} G |'
-        for name, size in {**sizes, 'all': total(sizes)}.items()
-    ]
+    notes: list[str] = []
+
+    def cells(name: str, size: Complexity) -> Iterator[str]:
+        yield f'{size.parameters / 1e6:.2f} M'
+        yield f'{size.nonzeros / 1e6:.2f} M'
+        if name != 'all' and size.not_counted:
+            notes.append(f'{name}: {size.not_counted[0]}')
+            yield from [f'not counted ({len(notes)})'] * 2
+        elif name.startswith(TRAINING_ONLY) and not size.computed:
+            yield from ['in training only'] * 2
+        else:
+            bound = '>= ' * bool(size.not_counted)
+            yield from (bound + _quantity(n) for n in (size.paper, size.computed))
+
+    for name, size in {**sizes, 'all': total(sizes)}.items():
+        lines.append(f'| {name} | {" | ".join(cells(name, size))} |')
+    if notes:
+        lines += ['', 'Not counted, and missing in the sum:', '']
+        lines += [f'({number}) {note}' for number, note in enumerate(notes, 1)]
     return '\n'.join(lines)

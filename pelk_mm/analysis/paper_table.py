@@ -17,13 +17,8 @@ from torch import Tensor, nn
 
 from pelk_mm.files import write_atomically
 
-from .complexity import (
-    PAPER_SPARSITY,
-    build_on_meta,
-    complexity,
-    total,
-    uniform_density,
-)
+from .complexity import complexity, paper_sparsity, total, uniform_density
+from .from_config import build_on_meta
 
 #: Differences up to which a figure counts as reproduced: parameters within either
 #: limit, the first in millions, multiply-adds within theirs.
@@ -134,15 +129,10 @@ class _Head(nn.Sequential):
         return super().forward(maps[-1].mean((-2, -1)))
 
 
-def build_row(row: Row, configs: Path) -> tuple[nn.Module, str]:
-    """Build a row's model on the meta device, from a folder of our configs.
-
-    Returns:
-        The model and its backbone's type.
-    """
+def build_row(row: Row, configs: Path) -> nn.Module:
+    """Build a row's model on the meta device, from a folder of our configs."""
     if isinstance(row.source, str):
-        cfg = Config.fromfile(configs / f'{row.source}.py')
-        return build_on_meta(cfg), cfg.model.backbone.type
+        return build_on_meta(Config.fromfile(configs / f'{row.source}.py'))
     kind, arch = row.source
     with torch.device('meta'):
         model = nn.Module()
@@ -152,7 +142,7 @@ def build_row(row: Row, configs: Path) -> tuple[nn.Module, str]:
             setattr(backbone, f'norm{stage}', None)
         model.backbone = backbone
         model.head = _Head(backbone.channels[-1])
-    return model, kind
+    return model
 
 
 @dataclass(frozen=True)
@@ -181,8 +171,8 @@ class Figures:
 
 def measure(row: Row, configs: Path) -> Figures:
     """Our figures for a row, counted as its paper counts."""
-    model, kind = build_row(row, configs)
-    density = uniform_density(PAPER_SPARSITY.get(kind, 0.0))
+    model = build_row(row, configs)
+    density = uniform_density(paper_sparsity(model))
     size = total(complexity(model, row.shape, density))
     return Figures(size.nonzeros / 1e6, size.paper / 1e9, size.computed / 1e9)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pelk_mm.layers import (
@@ -17,6 +16,7 @@ from pelk_mm.layers import (
     make_sharing_grid,
 )
 from pelk_mm.ops import box_sum
+from pelk_mm.registry import register_backbone
 
 from .base import Stage
 from .convnext_style import SIZES, ConvNeXtStyleBackbone
@@ -67,7 +67,7 @@ class PeLKStage(Stage):
         self.position_embedding = None
 
 
-@MODELS.register_module()
+@register_backbone
 class PeLK(ConvNeXtStyleBackbone):
     """PeLK backbone with feature maps at strides 4, 8, 16 and 32.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pelk_mm.layers import (
@@ -20,6 +19,7 @@ from pelk_mm.layers import (
     RepLKBlock,
     large_and_small,
 )
+from pelk_mm.registry import register_backbone
 
 from .base import BATCH_NORM, LargeKernelBackbone, Stage
 
@@ -34,7 +34,7 @@ class ReLUSequential(nn.Sequential):
         return x
 
 
-@MODELS.register_module()
+@register_backbone
 class RepLKNet(LargeKernelBackbone):
     """RepLKNet backbone with feature maps at strides 4, 8, 16 and 32.
 

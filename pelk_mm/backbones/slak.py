@@ -7,15 +7,14 @@ authors: https://github.com/VITA-Group/SLaK.
 
 from typing import Any
 
-from mmengine.registry import MODELS
-
 from pelk_mm.layers import ReparamDepthwise, large_and_small, stripes_and_small
+from pelk_mm.registry import register_backbone
 
 from .base import BATCH_NORM
 from .convnext_style import SIZES, ConvNeXtStyleBackbone
 
 
-@MODELS.register_module()
+@register_backbone
 class SLaK(ConvNeXtStyleBackbone):
     """SLaK backbone with feature maps at strides 4, 8, 16 and 32.
 

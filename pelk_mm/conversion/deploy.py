@@ -20,6 +20,7 @@ from pelk_mm.checkpoints.files import (
     write_checkpoint,
 )
 from pelk_mm.checkpoints.weights import find_weights
+from pelk_mm.config_types import find_framework
 
 from .notes import plain_meta
 
@@ -95,7 +96,7 @@ def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
             f'config {path} has backbone.deploy=True, so its backbone is in its '
             'deployment form already; give the config that the model was trained with'
         )
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    init_default_scope(find_framework(cfg) or cfg.get('default_scope') or 'mmengine')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about losses, which are not used here

@@ -9,32 +9,41 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from pelk_mm.checkpoints.files import first_line
+from pelk_mm.config_types import (
+    CONFIG_SUFFIXES,
+    FRAMEWORKS,
+    ConfigError,
+    find_framework,
+    read_config,
+)
 from pelk_mm_cli import run_script
-
-#: Distributions that provide each framework: OpenMMLab's, and the maintained fork.
-DISTRIBUTIONS = {
-    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
-    'mmdet': ('mmdet', 'onedl-mmdetection'),
-}
 
 
 class LaunchError(ValueError):
     """A command line or config that no run can start from."""
 
 
-def find_framework(cfg: Config) -> str:
-    """Find the framework that a config's ``default_scope`` names.
+def require_framework(cfg: Config) -> str:
+    """Find the framework that a config is written for.
 
     Raises:
-        LaunchError: If it is neither mmseg nor mmdet.
+        LaunchError: If neither ``default_scope`` nor the model tells, or what they
+            name cannot be imported.
     """
-    scope = cfg.get('default_scope')
-    if scope not in DISTRIBUTIONS:
+    try:
+        framework = find_framework(cfg)
+    except ImportError as error:
         raise LaunchError(
-            f'{cfg.filename} has default_scope {scope!r}; set it to '
-            f'{" or ".join(map(repr, DISTRIBUTIONS))}, the framework to run'
+            f'the model of {cfg.filename} cannot be imported: {first_line(error)}'
+        ) from error
+    if framework is None:
+        raise LaunchError(
+            f'{cfg.filename} has default_scope {cfg.get("default_scope")!r} and no '
+            f'model of a framework that runs here; set it to '
+            f'{" or ".join(map(repr, FRAMEWORKS))}'
         )
-    return scope
+    return framework
 
 
 def find_tool(framework: str, tool: str) -> Path:
@@ -45,7 +54,7 @@ def find_tool(framework: str, tool: str) -> Path:
     """
     spec = find_spec(framework)
     if spec is None or spec.origin is None:
-        openmmlab, fork = DISTRIBUTIONS[framework]
+        openmmlab, fork = FRAMEWORKS[framework]
         raise LaunchError(
             f'{framework} is not installed; `pip install {openmmlab}`, or {fork} where '
             'onedl-mmengine and onedl-mmcv are installed'
@@ -58,7 +67,7 @@ def find_tool(framework: str, tool: str) -> Path:
             return path
     raise LaunchError(
         f'{framework} in {package} has no tools/{tool}.py; install '
-        f'{" or ".join(DISTRIBUTIONS[framework])} from its wheel'
+        f'{" or ".join(FRAMEWORKS[framework])} from its wheel'
     )
 
 
@@ -93,7 +102,25 @@ def require_data_roots(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 def is_config_name(argument: str) -> bool:
     """Whether a command-line argument names a config file."""
-    return '=' not in argument and Path(argument).suffix in ('.py', '.json', '.yaml')
+    return '=' not in argument and Path(argument).suffix in CONFIG_SUFFIXES
+
+
+#: Entries of a config that each tool cannot do without.
+ENTRIES = {
+    'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator'),
+}
+
+
+def require_entries(cfg: Config, tool: str) -> None:
+    """Raise a `LaunchError` if a config lacks what a tool starts from."""
+    missing = [name for name in ENTRIES[tool] if cfg.get(name) is None]
+    if missing:
+        raise LaunchError(
+            f'{cfg.filename} has no {", ".join(missing)}, without which there is '
+            f'nothing to {tool}; inherit them from a config of a whole {tool}ing or '
+            'add them'
+        )
 
 
 #: Dataloaders that each tool needs.
@@ -107,7 +134,9 @@ def hand_over(tool: str) -> None:
     """Run the installed framework's own ``tools/{tool}.py`` on this command line.
 
     The config is read once beforehand, to find its framework and to stop with one
-    line where the run could not start. All flags are the framework's.
+    line where the run could not start. All flags are the framework's. A config that
+    names no ``default_scope`` gets the framework's: in mmengine's own, which would be
+    taken instead, the names that the framework's classes have as defaults mean nothing.
 
     Args:
         tool: ``train`` or ``test``.
@@ -115,19 +144,20 @@ def hand_over(tool: str) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args, _ = parser.parse_known_args()
+    arguments = sys.argv[1:]
     # Only the framework knows which arguments are values of its flags.
-    config = next((arg for arg in sys.argv[1:] if is_config_name(arg)), None)
+    config = next((arg for arg in arguments if is_config_name(arg)), None)
     try:
         if config is None:
             framework = 'mmseg'  # to print its usage: both have these flags
         else:
-            if not Path(config).is_file():
-                raise LaunchError(f'config {config} does not exist')
-            cfg = Config.fromfile(config)
-            cfg.merge_from_dict(args.cfg_options or {})
-            framework = find_framework(cfg)
+            cfg = read_config(config, args.cfg_options)
+            framework = require_framework(cfg)
+            require_entries(cfg, tool)
             require_data_roots(cfg, LOADERS[tool])
+            if 'default_scope' not in cfg:
+                arguments += ['--cfg-options', f'default_scope={framework}']
         path = find_tool(framework, tool)
-    except LaunchError as error:
+    except (LaunchError, ConfigError) as error:
         sys.exit(f'{tool}: {error}')
-    run_script(path, sys.argv[1:], parser.prog)
+    run_script(path, arguments, parser.prog)

@@ -1,5 +1,6 @@
 """Large-kernel operators: pure functions without parameters, on torch alone."""
 
+from . import jit_counters
 from .backends.cpu import instruction_set
 from .functional import (
     available_backends,
@@ -21,3 +22,5 @@ __all__ = [
     'peripheral_conv2d',
     'plain',
 ]
+
+jit_counters.install()

@@ -6,20 +6,21 @@ from torch import nn
 from pelk_mm.analysis.complexity import (
     AS_PAPERS,
     Complexity,
-    build_on_meta,
     checkpoint_density,
     complexity,
-    count_multiply_adds,
     dense,
-    image_shape,
+    format_complexity,
+    paper_sparsity,
     total,
     uniform_density,
 )
+from pelk_mm.analysis.counting import count
+from pelk_mm.analysis.from_config import build_on_meta, image_shape
 from pelk_mm.backbones import PeLK, RepLKNet, SLaK
 
 
 class Lone(nn.Module):
-    """A backbone as `count_multiply_adds` takes it."""
+    """A backbone as `count` takes it."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -33,6 +34,12 @@ H, W = 64, 96
 def on_meta(kind, **arch):
     with torch.device('meta'):
         return Lone(kind({**ARCH, **arch}, out_indices=[0]))
+
+
+def count_multiply_adds(model, shape, formulas=()):
+    """Multiply-adds by module in one way of counting."""
+    counts = count(model, shape, (dict(formulas),))
+    return {name: found for name, (found,) in counts.modules.items()}
 
 
 def pointwise(pixels):
@@ -115,9 +122,34 @@ def test_bad_sparsity(sparsity):
         uniform_density(sparsity)
 
 
-def test_config_without_a_backbone():
-    with pytest.raises(ValueError, match='no model with a backbone'):
-        build_on_meta(Config(dict(a=1)))
+def test_sparsity_is_that_of_our_backbones_wherever_they_are():
+    model = nn.Module()
+    model.student = on_meta(SLaK)
+    assert paper_sparsity(model) == 0.4
+    assert paper_sparsity(on_meta(RepLKNet)) == 0
+    assert paper_sparsity(nn.Conv2d(3, 8, 3)) == 0
+    density = uniform_density(0.4, model)
+    weight = model.student.backbone.downsample_layers[0][0].weight
+    assert density('student.backbone.a.weight', weight) == pytest.approx(0.6)
+    assert density('student.neck.weight', weight) == 1
+
+
+def test_what_is_not_counted_is_named_and_the_sum_is_marked():
+    sizes = {
+        'backbone': Complexity(10**6, 1e6, 2e9, 3e9),
+        'head': Complexity(10**6, 1e6, not_counted=('no kernel',)),
+        'auxiliary_head': Complexity(10**6, 1e6),
+        'queries': Complexity(10**6, 1e6),
+    }
+    table = format_complexity(sizes)
+    assert '0.00 G' not in table
+    assert '| head | 1.00 M | 1.00 M | not counted (1) | not counted (1) |' in table
+    assert '| auxiliary_head | 1.00 M | 1.00 M | in training only |' in table
+    assert '| queries | 1.00 M | 1.00 M | 0 | 0 |' in table
+    assert '| all | 4.00 M | 4.00 M | >= 2.00 G | >= 3.00 G |' in table
+    assert table.splitlines()[-1] == '(1) head: no kernel'
+    del sizes['head']
+    assert '| all | 3.00 M | 3.00 M | 2.00 G | 3.00 G |' in format_complexity(sizes)
 
 
 def test_heads_of_a_cascade(request):

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
+from pelk_mm.engine import launch
 from pelk_mm.engine.launch import (
     LaunchError,
-    find_framework,
     find_tool,
     is_config_name,
     require_data_roots,
+    require_entries,
+    require_framework,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,14 +37,42 @@ def test_installed_tools_are_found(framework, tool):
 
 
 def test_framework_of_a_config():
-    assert find_framework(Config(dict(default_scope='mmdet'))) == 'mmdet'
-    with pytest.raises(LaunchError, match="default_scope 'mmpose'; set it to 'mmseg'"):
-        find_framework(Config(dict(default_scope='mmpose')))
+    assert require_framework(Config(dict(default_scope='mmdet'))) == 'mmdet'
+    assert require_framework(Config(dict(default_scope='mmpretrain'))) == 'mmpretrain'
+    named = Config(dict(model=dict(type='mmseg.EncoderDecoder')))
+    assert require_framework(named) == 'mmseg'
+    message = "default_scope 'mmpose' and no model .* set it to 'mmseg' or 'mmdet'"
+    with pytest.raises(LaunchError, match=message):
+        require_framework(Config(dict(default_scope='mmpose')))
+
+
+def test_framework_that_cannot_be_imported(monkeypatch):
+    def fail(cfg):
+        raise ImportError('No module named torchvision\nmore')
+
+    monkeypatch.setattr(launch, 'find_framework', fail)
+    with pytest.raises(LaunchError, match='cannot be imported: No module named torchv'):
+        require_framework(Config(dict(model=dict(type='A'))))
+
+
+def test_what_a_run_cannot_do_without():
+    entries = dict(model={}, train_dataloader={}, train_cfg={}, optim_wrapper={})
+    require_entries(Config(entries), 'train')
+    with pytest.raises(LaunchError, match='has no train_cfg, optim_wrapper, without'):
+        require_entries(
+            Config(entries | dict(train_cfg=None, optim_wrapper=None)), 'train'
+        )
+    with pytest.raises(LaunchError, match='has no test_dataloader, test_cfg, test_ev'):
+        require_entries(Config(entries), 'test')
 
 
 def test_framework_that_is_not_installed(monkeypatch):
     monkeypatch.setattr('pelk_mm.engine.launch.find_spec', lambda _: None)
-    for framework, package in (('mmdet', 'mmdet'), ('mmseg', 'mmsegmentation')):
+    for framework, package in (
+        ('mmdet', 'mmdet'),
+        ('mmseg', 'mmsegmentation'),
+        ('mmpretrain', 'mmpretrain'),
+    ):
         message = f'{framework} is not installed; `pip install {package}`, or onedl-'
         with pytest.raises(LaunchError, match=message):
             find_tool(framework, 'train')
@@ -57,7 +87,14 @@ def test_framework_without_its_tools(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ('argument', 'expected'),
-    [('a/b.py', True), ('a.yaml', True), ('work.dir', False), ('x=b.py', False)],
+    [
+        ('a/b.py', True),
+        ('a.yaml', True),
+        ('a.yml', True),
+        ('a.json', True),
+        ('work.dir', False),
+        ('x=b.py', False),
+    ],
 )
 def test_config_name(argument, expected):
     assert is_config_name(argument) is expected
@@ -91,21 +128,120 @@ def test_data_roots_are_found_inside_dataset_wrappers(tmp_path):
     ('tool', 'config', 'message'),
     [
         ('train', 'gone.py', 'config gone.py does not exist'),
-        ('train', 'neither.py', 'default_scope None; set it to'),
+        ('train', 'neither.py', 'default_scope None and no model of a framework'),
+        ('train', 'broken.yml', 'config broken.yml cannot be read'),
         ('test', 'no_data.py', "data_root 'nowhere' of test_dataloader does not exist"),
     ],
 )
-def test_bad_config_ends_in_one_line(tmp_path, tool, config, message):
+def test_bad_config_ends_in_one_line(tmp_path, monkeypatch, tool, config, message):
     (tmp_path / 'neither.py').write_text('model = dict(type="A")\n')
+    (tmp_path / 'broken.yml').write_text('model: [\n')
     (tmp_path / 'no_data.py').write_text(
         'default_scope = "mmseg"\n'
+        'model = test_cfg = test_evaluator = dict()\n'
         'test_dataloader = dict(dataset=dict(data_root="nowhere"))\n'
     )
-    result = run_tool(tool, '--work-dir', 'out', config, 'a.pth', cwd=tmp_path)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert result.stderr.count('\n') == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [tool, '--work-dir', 'out', config, 'a.pth'])
+    with pytest.raises(SystemExit) as end:
+        launch.hand_over(tool)
+    assert end.value.code.startswith(f'{tool}: ')
+    assert message in end.value.code
+    assert '\n' not in end.value.code
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('scope', 'added'),
+    [
+        ('', ['--cfg-options', 'default_scope=mmseg']),
+        ('default_scope = "mmseg"\n', []),
+        ('default_scope = None\n', []),
+    ],
+)
+def test_scope_that_a_config_leaves_out(tmp_path, monkeypatch, scope, added):
+    path = tmp_path / 'a.py'
+    path.write_text(
+        f'{scope}model = dict(type="mmseg.EncoderDecoder")\n'
+        'train_dataloader = train_cfg = optim_wrapper = dict()\n'
+    )
+    started = []
+    monkeypatch.setattr(launch, 'run_script', lambda *args: started.append(args))
+    monkeypatch.setattr(sys, 'argv', ['train', str(path), '--amp'])
+    launch.hand_over('train')
+    assert started[0][1] == [str(path), '--amp', *added]
+
+
+NEW_STYLE = """
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, TestLoop
+from mmseg.datasets import CityscapesDataset, LoadAnnotations, PackSegInputs
+from mmcv.transforms import LoadImageFromFile
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+from torch.optim import SGD
+from mmengine.config import read_base
+from pelk_mm.backbones import SLaK
+
+with read_base():
+    from .runtime import *
+
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, size=(128, 256)),
+    backbone=dict(
+        type=SLaK,
+        arch=dict(channels=[8], depths=[1], kernel_sizes=[13]),
+        out_indices=[0],
+    ),
+    decode_head=dict(
+        type=FCNHead, in_channels=8, in_index=0, channels=8, num_classes=19
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+dataset = dict(
+    type=CityscapesDataset,
+    data_root={root!r},
+    data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+    pipeline=[
+        dict(type=LoadImageFromFile),
+        dict(type=LoadAnnotations),
+        dict(type=PackSegInputs),
+    ],
+)
+loading = dict(batch_size=2, num_workers=0, dataset=dataset)
+train_dataloader = dict(**loading, sampler=dict(type=InfiniteSampler))
+test_dataloader = dict(**loading, sampler=dict(type=DefaultSampler, shuffle=False))
+train_cfg = dict(type=IterBasedTrainLoop, max_iters=2)
+test_cfg = dict(type=TestLoop)
+test_evaluator = dict(type=IoUMetric)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.01))
+"""
+
+
+@pytest.fixture
+def new_style(tmp_path, street):
+    """A config of classes over another one, without default_scope."""
+    pytest.importorskip('mmseg')
+    (tmp_path / 'runtime.py').write_text(
+        'from mmengine.hooks import CheckpointHook\n'
+        'default_hooks = dict(\n'
+        '    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=2)\n'
+        ')\n'
+    )
+    (tmp_path / 'new_style.py').write_text(NEW_STYLE.format(root=str(street)))
+    return tmp_path / 'new_style.py'
+
+
+def test_config_of_classes_trains_and_is_tested(new_style, tmp_path):
+    for tool, arguments in (('train', ()), ('test', ('out/iter_2.pth',))):
+        command = (new_style, *arguments, '--work-dir', 'out')
+        result = run_tool(tool, *command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / 'out' / 'iter_2.pth').is_file()
+    assert 'mIoU' in result.stdout + result.stderr
 
 
 def test_usage_is_the_frameworks_own(tmp_path):

@@ -1,39 +1,42 @@
 """Print parameters and multiply-adds of a config's model by component.
 
 Counted as the papers do (dense K x K kernels, times the density) and as our operators
-compute; --checkpoint takes the density from the zeros of a file.
+compute; --checkpoint takes the density from the zeros of a file. A component that
+cannot be counted is named with the reason, and the sum is then a lower bound.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from pelk_mm.analysis.complexity import (
-    PAPER_SPARSITY,
-    build_on_meta,
     checkpoint_density,
     complexity,
     format_complexity,
-    image_shape,
+    paper_sparsity,
     uniform_density,
 )
+from pelk_mm.analysis.from_config import build_on_meta, image_shape, named_shape
 from pelk_mm.checkpoints.files import read_checkpoint
 from pelk_mm.checkpoints.weights import find_weights
+from pelk_mm.config_types import read_config
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of a segmenter or a detector')
+    parser.add_argument(
+        'config', help='config of a segmenter, a detector or a classifier'
+    )
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help="height and width of the image (default: the papers', which is the scale "
-        "of a segmenter's test images, or 800 1280 for a detector)",
+        help='height and width of the image (default: the scale of the test images; '
+        'as in the papers where there is none, and for detectors on COCO)',
     )
     density = parser.add_mutually_exclusive_group()
     density.add_argument(
@@ -55,8 +58,7 @@ def main() -> None:
     """Count and print."""
     args = parse_args()
     try:
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
         model = build_on_meta(cfg)
         shape = tuple(args.shape or image_shape(cfg))
         if min(shape) < 32:
@@ -68,13 +70,16 @@ def main() -> None:
         else:
             sparsity = args.sparsity
             if sparsity is None:
-                sparsity = PAPER_SPARSITY.get(cfg.model.backbone.type, 0.0)
-            density = uniform_density(sparsity)
+                sparsity = paper_sparsity(model)
+            density = uniform_density(sparsity, model)
             zeros = f"{sparsity:.0%} zeros in the backbone's weights"
         sizes = complexity(model, shape, density)
-    except (FileNotFoundError, ValueError) as error:  # CheckpointError is a ValueError
+    except ValueError as error:  # ConfigError and CheckpointError are too
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
-    print(f'{args.config}, image of {shape[0]} x {shape[1]} (H x W), {zeros}\n')
+    size = f'image of {shape[0]} x {shape[1]} (H x W)'
+    if not args.shape and named_shape(cfg) is None:
+        size += ' as in the papers, for the config names no size'
+    print(f'{args.config}, {size}, {zeros}\n')
     print(format_complexity(sizes))
 
 

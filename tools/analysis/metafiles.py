@@ -16,12 +16,12 @@ from mmengine.config import Config
 
 from pelk_mm.analysis.complexity import (
     PAPER_SPARSITY,
-    build_on_meta,
     complexity,
-    image_shape,
+    paper_sparsity,
     total,
     uniform_density,
 )
+from pelk_mm.analysis.from_config import build_on_meta, image_shape
 from pelk_mm.analysis.paper_table import TABLES
 from pelk_mm.files import write_atomically
 from pelk_mm_cli import config_folder
@@ -99,8 +99,9 @@ class _Dumper(yaml.SafeDumper):
 
 def count(cfg: Config) -> tuple[int, int]:
     """Parameters that are not zero and multiply-adds, counted as the papers count."""
-    density = uniform_density(PAPER_SPARSITY.get(cfg.model.backbone.type, 0.0))
-    size = total(complexity(build_on_meta(cfg), image_shape(cfg), density))
+    model = build_on_meta(cfg)
+    density = uniform_density(paper_sparsity(model))
+    size = total(complexity(model, image_shape(cfg), density))
     return round(size.nonzeros), round(size.paper)
 
 

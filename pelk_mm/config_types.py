@@ -1,0 +1,133 @@
+"""Reading configs: files, what a ``type`` means, and the framework they are for.
+
+A ``type`` is a name, a name with its scope as in ``mmseg.FCNHead``, a path as in
+``mmseg.models.FCNHead``, or a class.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+#: Endings of the files that mmengine reads as configs.
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
+#: Distributions that provide each framework: OpenMMLab's, and the maintained fork.
+FRAMEWORKS = {
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be read."""
+
+
+def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file.
+        options: Values that replace or extend its own, as ``--cfg-options`` gives them.
+
+    Raises:
+        ConfigError: If there is no such file, or its code or an option is wrong.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'config {path} does not exist')
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise ConfigError(
+            f'config {path} ends in none of {", ".join(CONFIG_SUFFIXES)}, which '
+            'mmengine reads'
+        )
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(options or {}))
+        list(_types(cfg.get('model')))  # imports the classes of new-style configs
+    except Exception as error:  # whatever the code of a config raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f'config {path} cannot be read: {lines[0]}') from error
+    return cfg
+
+
+def type_name(kind: Any) -> str:
+    """Name of the class that a ``type`` means, without scope or path."""
+    if isinstance(kind, str):
+        return kind.rpartition('.')[2]
+    return getattr(kind, '__name__', str(kind))
+
+
+def find_class(kind: Any, scope: str | None = None) -> Any:
+    """Find the class that the ``type`` of a model or of a part of it means.
+
+    Args:
+        kind: The ``type``.
+        scope: Scope in which a plain name is looked up; mmengine's root by default.
+
+    Returns:
+        The class, or None where a name is not registered.
+    """
+    if not isinstance(kind, str):
+        return kind
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        try:
+            return registry.get(kind)
+        except RuntimeError:  # how mmengine says that it is not there
+            return None
+
+
+def _types(node: Any) -> Iterator[Any]:
+    """The ``type`` entries of nested config dicts and lists, outermost first."""
+    nodes = deque([node])
+    while nodes:
+        node = nodes.popleft()
+        if isinstance(node, dict):
+            if node.get('type') is not None:
+                yield node['type']
+            nodes.extend(node.values())
+        elif isinstance(node, (list, tuple)):
+            nodes.extend(node)
+
+
+def _framework_of(kind: Any, scope: str | None) -> str | None:
+    """The framework that a ``type`` belongs to by its scope, its path or its class."""
+    if isinstance(kind, str) and kind.partition('.')[0] in FRAMEWORKS:
+        return kind.partition('.')[0]
+    found = find_class(kind, scope)
+    # A class of the user's own counts as its base classes do.
+    for base in getattr(found, '__mro__', ()):
+        package = base.__module__.partition('.')[0]
+        if package in FRAMEWORKS:
+            return package
+    if found is None:
+        for framework in FRAMEWORKS:
+            if find_spec(framework) and find_class(kind, framework) is not None:
+                return framework
+    return None
+
+
+def find_framework(cfg: Any) -> str | None:
+    """Find the framework that a config is written for.
+
+    That is its ``default_scope``, or else the framework of its model's class, or else
+    of the first part inside it that belongs to one.
+
+    Args:
+        cfg: A config, of which ``default_scope`` and ``model`` are read.
+
+    Returns:
+        A key of `FRAMEWORKS`, or None.
+
+    Raises:
+        ImportError: If the framework's modules cannot be imported.
+    """
+    scope = cfg.get('default_scope')
+    if scope in FRAMEWORKS:
+        return scope
+    found = (_framework_of(kind, scope) for kind in _types(cfg.get('model')))
+    return next(filter(None, found), None)

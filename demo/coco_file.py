@@ -49,6 +49,10 @@ def read_annotations(path: Path) -> dict[str, Any]:
                 f'{path} has no list {key!r}, as a COCO file of objects has'
             )
         for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise AnnotationError(
+                    f'{path}: entry {number + 1} of {key!r} is {entry!r}, no object'
+                )
             for field in fields:
                 if field not in entry:
                     raise AnnotationError(
@@ -105,8 +109,8 @@ def usable_objects(
         if reason is not None:
             left_out[reason] += 1
             continue
-        area = entry.get('area') or 0
-        if not area > 0:
+        area = entry.get('area')
+        if not isinstance(area, (int, float)) or not area > 0:
             area = _mask_area(entry['segmentation'], image['height'], image['width'])
         if area > 0:
             objects[image['id']].append({**entry, 'area': area, 'iscrowd': 0})
@@ -118,7 +122,7 @@ def usable_objects(
 def _why_unusable(
     entry: dict[str, Any], image: dict[str, Any] | None, categories: set[Any]
 ) -> str | None:
-    """Why mmdet, or this demonstration, does not train on an object; None if it does."""
+    """Why an object is not trained on, None if it is."""
     if image is None:
         return 'image not in the file'
     if entry['category_id'] not in categories:

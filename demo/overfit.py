@@ -51,7 +51,7 @@ def largest_objects(
 def summarize(left_out: Mapping[str, int]) -> str:
     """How many objects are left out and why, to follow a sentence; '' if none are."""
     reasons = ', '.join(f'{number} {why}' for why, number in sorted(left_out.items()))
-    return f'; {sum(left_out.values())} objects are left out: {reasons}' * bool(reasons)
+    return f'; left out: {reasons}' * bool(reasons)
 
 
 def run_overfit(

@@ -1,9 +1,9 @@
 """Change what a config repeats in several places, some of them in lists.
 
-mmengine evaluates a base before the file that inherits it, and replaces lists as a whole.
-So a variable such as ``num_classes`` at the top of a file changes nothing that a base has
-made of its own, and an entry of a list cannot be named. These functions change all the
-places in the base itself, from within the file that inherits it::
+mmengine evaluates a base before the file that inherits it, and replaces lists as a
+whole. So a variable such as ``num_classes`` at the top of a file changes nothing that a
+base has made of its own, and an entry of a list cannot be named. These functions change
+all the places in the base itself, from within the file that inherits it::
 
     _base_ = 'upernet_pelk_t_ade20k.py'
 
@@ -11,8 +11,8 @@ places in the base itself, from within the file that inherits it::
     edit.set_num_classes(_base_, 11)
     edit.set_crop_size(_base_, (320, 320))
 
-mmengine takes other imports in such a file for its new style of configs, where ``_base_``
-is no variable. A loaded ``Config`` can be changed in the same way.
+An import statement would make mmengine take the file for its new style of configs,
+which has no ``_base_``. A loaded ``Config`` can be changed in the same way.
 """
 
 from collections.abc import Iterator
@@ -106,6 +106,7 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
             a segmenter trained on crops.
     """
     size = _pair(crop_size, 'crop_size')
+    scale = None if scale is None else _pair(scale, 'scale')
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or {}
     crops = _steps(cfg, ('train_dataloader', 'train_pipeline'), 'RandomCrop')
@@ -128,7 +129,6 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
         )
         test_cfg['crop_size'] = size
     if scale is not None:
-        scale = _pair(scale, 'scale')
         train = ('train_dataloader', 'train_pipeline')
         test = ('val_dataloader', 'test_dataloader', 'test_pipeline')
         for step in _steps(cfg, train, 'RandomResize') + _steps(cfg, test, 'Resize'):

@@ -19,8 +19,11 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Modules that classify pixels, by name, wherever the model has them."""
     for name, module in model.named_modules():
         parts = name.split('.')
-        if not {'decode_head', 'auxiliary_head'}.isdisjoint(parts) and isinstance(
-            getattr(module, 'num_classes', None), int
+        if (
+            not {'decode_head', 'auxiliary_head'}.isdisjoint(parts)
+            and isinstance(getattr(module, 'num_classes', None), int)
+            # It tells boundaries, which it makes of the labels, from the rest.
+            and type(module).__name__ != 'STDCHead'
         ):
             yield name.removeprefix('module.'), module
 

@@ -214,7 +214,7 @@ class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         }
 
     def _custom_key(self, name: str) -> str | None:
-        """The key of ``custom_keys`` that is the rule for a parameter, as in mmengine."""
+        """The key of ``custom_keys`` that mmengine takes for a parameter."""
         keys = sorted(self.paramwise_cfg.get('custom_keys', {}))
         dotted = name if '.' in name else f'.{name}'
         return max((key for key in keys if key in dotted), key=len, default=None)

@@ -1,6 +1,6 @@
 # 160k iterations of 8 GPUs x 2 images, linear warm-up, then linear decay to zero; for
-# segmenters and detectors. Default hooks are the schedule's, as they count its iterations
-# or epochs; those of the framework are in its runtime.
+# segmenters and detectors. The default hooks are here because they count iterations or
+# epochs; those of the framework are in its runtime.
 max_iters = 160_000
 warmup_iters = 1500
 interval = 16_000

@@ -1,5 +1,5 @@
-# 36 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 27 and 33. An epoch
-# never ends with InfiniteSampler, which the data sets of segmenters have here; for them:
+# 36 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 27 and 33. With
+# InfiniteSampler, which our data sets of segmenters have, an epoch never ends; so:
 #     train_dataloader = dict(sampler=dict(type='DefaultSampler', shuffle=True))
 max_epochs = 36
 

@@ -13,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from .config_edit import crop_sizes
+from .random_state import preserve_random_state
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -46,9 +47,9 @@ class SegDataCheckHook(Hook):
 
     What mmdet's ``NumClassCheckHook`` does for detectors, and what mmseg does not
     notice: heads with another number of classes than the data set train and are
-    scored without an error. In the data, a label that no class has is found in the
-    batch that contains it, before a GPU ends in an assertion that names nothing. Crop
-    sizes that disagree are logged.
+    scored without an error. A label that no class has is found in the first images
+    and then in any batch that contains it, before a GPU ends in an assertion that names
+    nothing. Crop sizes that disagree are logged.
 
     Raises:
         ValueError: At the start, if the number of classes of a head is not that of
@@ -59,10 +60,15 @@ class SegDataCheckHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    #: Training images whose labels are looked at before the training: other hooks may
+    #: compute a loss by then, as that of sparsity does for its masks.
+    FIRST_IMAGES = 8
+
     def before_train(self, runner: Runner) -> None:
         """Check everything that a training needs, its validation included."""
         loop = runner.train_loop
-        self._check_classes(runner, 'train', loop.dataloader.dataset)
+        dataset = loop.dataloader.dataset
+        self._check_classes(runner, 'train', dataset)
         if runner.val_loop is not None:
             self._check_classes(runner, 'val', runner.val_loop.dataloader.dataset)
         sampler = loop.dataloader.sampler
@@ -73,6 +79,9 @@ class SegDataCheckHook(Hook):
                 'EpochBasedTrainLoop would never end an epoch of InfiniteSampler; set '
                 "train_dataloader.sampler=dict(type='DefaultSampler', shuffle=True)"
             )
+        with preserve_random_state():
+            for index in range(min(self.FIRST_IMAGES, len(dataset))):
+                self._check_sample(runner, 'train', dataset[index]['data_samples'])
         sizes = crop_sizes(runner.cfg)
         if len(set(sizes.values())) > 1:
             listed = ', '.join(f'{place} {size}' for place, size in sizes.items())
@@ -102,8 +111,7 @@ class SegDataCheckHook(Hook):
             data_batch.get('data_samples') if isinstance(data_batch, dict) else None
         )
         for sample in samples or ():
-            if 'gt_sem_seg' in sample:
-                self._check_labels(runner, mode, sample)
+            self._check_sample(runner, mode, sample)
 
     @staticmethod
     def _check_classes(runner: Runner, mode: str, dataset: Any) -> None:
@@ -132,11 +140,11 @@ class SegDataCheckHook(Hook):
                 )
 
     @staticmethod
-    def _check_labels(runner: Runner, mode: str, sample: Any) -> None:
-        labels = sample.gt_sem_seg.data
-        if labels.is_floating_point():
+    def _check_sample(runner: Runner, mode: str, sample: Any) -> None:
+        truth = getattr(sample, 'gt_sem_seg', None)
+        if truth is None or truth.data.is_floating_point():
             return
-        present = torch.bincount(labels.flatten()).nonzero().flatten()
+        present = torch.bincount(truth.data.flatten()).nonzero().flatten()
         for name, head in _heads(runner.model):
             if not _takes_any_label(head):
                 count = head.num_classes

@@ -1,11 +1,14 @@
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from pelk_mm.engine import SegDataCheckHook, data_check
@@ -32,15 +35,24 @@ class Parts(nn.Module):
 
 
 class Data:
-    def __init__(self, classes=NAMES):
+    def __init__(self, classes=NAMES, labels=()):
         self.metainfo = {} if classes is None else dict(classes=classes)
+        self.samples = batch(*labels)['data_samples']
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        random.random()
+        np.random.rand()
+        return dict(data_samples=self.samples[index])
 
 
 def loop(kind=IterBasedTrainLoop, sampler=InfiniteSampler, data=None):
     made = kind.__new__(kind)
     made._dataloader = None
     made.dataloader = SimpleNamespace(
-        dataset=data or Data(), sampler=sampler.__new__(sampler)
+        dataset=Data() if data is None else data, sampler=sampler.__new__(sampler)
     )
     return made
 
@@ -149,9 +161,9 @@ def test_epochs_need_a_sampler_that_ends():
 def batch(*labels):
     samples = []
     for number, values in enumerate(labels):
-        sample = BaseDataElement(metainfo=dict(seg_map_path=f'maps/{number}.png'))
+        sample = SegDataSample(metainfo=dict(seg_map_path=f'maps/{number}.png'))
         data = torch.tensor(values).reshape(1, 1, -1)
-        sample.set_data(dict(gt_sem_seg=PixelData(data=data)))
+        sample.gt_sem_seg = PixelData(data=data)
         samples.append(sample)
     return dict(inputs=None, data_samples=samples)
 
@@ -165,6 +177,20 @@ def test_label_beyond_the_classes_is_named(mode):
         check(runner(model), 0, batch([0, 1], [0, 3, 7, 255, 7]))
     assert 'label 3, 7 in maps/1.png: model.decode_head' in str(error.value)
     assert f'{mode}_dataloader.dataset.reduce_zero_label=True' in str(error.value)
+
+
+def test_first_images_are_looked_at_before_training():
+    """Before other hooks compute a loss; the random numbers stay as they were."""
+    hook = SegDataCheckHook()
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    labels = [[0, 1]] * 3
+    model = Parts(decode_head=Head())
+    hook.before_train(runner(model, loop(data=Data(labels=labels))))
+    with pytest.raises(ValueError, match='label 3 in maps/3.png'):
+        hook.before_train(runner(model, loop(data=Data(labels=[*labels, [3]]))))
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+    # The others are looked at when their batch comes.
+    hook.before_train(runner(model, loop(data=Data(labels=[*labels * 3, [3]]))))
 
 
 def test_labels_that_a_head_takes():

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
-from pelk_mm.engine import set_num_classes
+from pelk_mm.engine import set_crop_size, set_num_classes
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/upernet_pelk_t_ade20k.py'
 
@@ -49,8 +49,6 @@ model = dict(
     ),
     decode_head=dict(in_channels=W, channels=16, num_classes=11),
     auxiliary_head=dict(in_channels=16, channels=8, num_classes=11),
-    data_preprocessor=dict(size=(64, 64)),
-    test_cfg=dict(crop_size=(64, 64), stride=(43, 43)),
 )
 data = dict(
     type='BaseSegDataset',
@@ -92,6 +90,7 @@ def test_other_data_in_place_of_ade20k(street, tmp_path, monkeypatch):
     cfg = Config.fromfile(path)
     cfg.work_dir, cfg.log_level = str(tmp_path / 'out'), 'ERROR'
     cfg.visualizer.name = 'own_data'
+    set_crop_size(cfg, 64, scale=(128, 64))  # for a quick test
     # Its labels are 0 to 18.
     with pytest.raises(ValueError, match='label 11, 12, .* the classes 0 to 10'):
         Runner.from_cfg(cfg).train()

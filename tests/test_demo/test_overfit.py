@@ -20,7 +20,11 @@ def overfit(folder, *arguments):
         capture_output=True,
         text=True,
         timeout=600,
-        env={'PATH': '/usr/bin:/bin', 'OMP_NUM_THREADS': '1'},
+        env={
+            'PATH': '/usr/bin:/bin',
+            'OMP_NUM_THREADS': '1',
+            'PYTHONPATH': str(ROOT),  # of this checkout
+        },
     )
 
 

@@ -83,9 +83,10 @@ class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 close = get_close_matches(str(key), KEYS, n=1)
                 hint = f'did you mean {close[0]}? It' if close else 'it'
                 self._refuse(key, f'is unknown; {hint} takes {", ".join(KEYS)}')
-        self.decay_rate: Any = cfg.get('decay_rate')
-        if not _is_number(self.decay_rate) or not 0 < self.decay_rate <= 1:
+        rate: Any = cfg.get('decay_rate')
+        if not _is_number(rate) or not 0 < rate <= 1:
             self._refuse('decay_rate', 'must be a number in (0, 1], such as 0.9')
+        self.decay_rate: float = rate
         self.decay_type = cfg.get('decay_type', 'layer_wise')
         if self.decay_type not in DEPTH_METHODS:
             self._refuse('decay_type', f'must be {" or ".join(DEPTH_METHODS)}')

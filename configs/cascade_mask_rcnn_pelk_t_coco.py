@@ -17,4 +17,4 @@ optim_wrapper = dict(
     constructor='LargeKernelLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise'),
 )
-default_hooks = dict(sparsity=_base_.sparsity)
+default_hooks = dict(**_base_.framework_hooks, sparsity=_base_.sparsity)

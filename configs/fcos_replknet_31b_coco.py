@@ -16,3 +16,4 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
+default_hooks = dict(**_base_.framework_hooks)

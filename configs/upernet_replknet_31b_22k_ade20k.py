@@ -1,20 +1,5 @@
 # RepLKNet-31B of ImageNet-22K with UperNet on ADE20K in crops of 640: 51.5 mIoU
-# single-scale in the paper.
-_base_ = [
-    './_base_/models/upernet_640.py',
-    './_base_/datasets/ade20k_640.py',
-    './_base_/schedules/adamw_160k.py',
-    './_base_/mmseg_runtime.py',
-]
+# single-scale in the paper. Images are 1.25 times as large as for crops of 512.
+_base_ = './upernet_replknet_31b_ade20k.py'
 
-model = dict(
-    backbone=dict(
-        type='RepLKNet',
-        arch='31B',
-        drop_path_rate=0.5,
-        norm_cfg=dict(type='SyncBN'),
-    ),
-    decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(norm_decay_mult=0.0))
+__import__('pelk_mm').engine.set_crop_size(_base_, 640, scale=(2560, 640))

@@ -18,3 +18,4 @@ model = dict(
     auxiliary_head=dict(in_channels=512),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(norm_decay_mult=0.0))
+default_hooks = dict(**_base_.framework_hooks)

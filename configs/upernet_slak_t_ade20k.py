@@ -22,4 +22,4 @@ optim_wrapper = dict(
     constructor='LargeKernelLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise'),
 )
-default_hooks = dict(sparsity=_base_.sparsity)
+default_hooks = dict(**_base_.framework_hooks, sparsity=_base_.sparsity)

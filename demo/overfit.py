@@ -7,36 +7,36 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arguments import number_in
+from coco_file import read_annotations, usable_objects
 
 CONFIG = (
     Path(__file__).resolve().parents[1]
     / 'configs/demo/cascade_mask_rcnn_pelk_narrow_overfit.py'
 )
 ANNOTATIONS = 'annotations/instances_train2017.json'
+IMAGES = 'train2017'
 
 
-def largest_objects(annotations: dict[str, Any], count: int) -> dict[str, Any]:
-    """Keep the images whose objects are the largest on average.
+def largest_objects(
+    objects: Mapping[int, Sequence[Mapping[str, Any]]], count: int
+) -> list[int]:
+    """Pick the images whose objects are the largest on average.
 
     Args:
-        annotations: Contents of a COCO annotation file.
-        count: How many images to keep.
+        objects: Objects with ``area`` by the id of their image.
+        count: How many images to pick.
 
     Returns:
-        The contents with these images and their objects alone, crowds left out.
+        Ids of the images, that of the largest objects first.
 
     Raises:
         ValueError: If fewer images have objects.
     """
-    objects = defaultdict(list)
-    for entry in annotations['annotations']:
-        if not entry.get('iscrowd'):
-            objects[entry['image_id']].append(entry)
     if not 1 <= count <= len(objects):
         raise ValueError(
             f'{count} images cannot be picked: {len(objects)} have objects'
@@ -45,18 +45,21 @@ def largest_objects(annotations: dict[str, Any], count: int) -> dict[str, Any]:
     def mean_area(image: int) -> float:
         return sum(entry['area'] for entry in objects[image]) / len(objects[image])
 
-    picked = sorted(objects, key=mean_area, reverse=True)[:count]
-    return {
-        **annotations,
-        'images': [i for i in annotations['images'] if i['id'] in picked],
-        'annotations': [entry for image in picked for entry in objects[image]],
-    }
+    return sorted(objects, key=mean_area, reverse=True)[:count]
+
+
+def summarize(left_out: Mapping[str, int]) -> str:
+    """How many objects are left out and why, to follow a sentence; '' if none are."""
+    reasons = ', '.join(f'{number} {why}' for why, number in sorted(left_out.items()))
+    return f'; left out: {reasons}' * bool(reasons)
 
 
 def run_overfit(
     data: Path, folder: Path, count: int, iters: int | None
 ) -> dict[str, float]:
     """Train on a few images of a COCO data set and evaluate on the same.
+
+    Prints which images, objects and categories are used, and what is left out.
 
     Args:
         data: The data set, in COCO's directory layout.
@@ -68,29 +71,51 @@ def run_overfit(
         The metrics of the last evaluation.
 
     Raises:
-        FileNotFoundError: If the data set lacks its annotation file.
-        ValueError: If it has too few images with objects.
+        FileNotFoundError: If the data set lacks its annotation file or an image.
+        ValueError: If its annotations are not in COCO's format, or too few images have
+            objects to train on.
     """
     source = data / ANNOTATIONS
-    if not source.is_file():
-        raise FileNotFoundError(
-            f'{source} does not exist; name a folder in the layout of COCO with --data'
-        )
-    picked = largest_objects(json.loads(source.read_text()), count)
+    contents = read_annotations(source)
+    objects, left_out = usable_objects(contents)
+    names = [category['name'] for category in contents['categories']]
+    print(
+        f'{source}: {sum(map(len, objects.values()))} objects of {len(names)} '
+        f'categories in {len(objects)} images{summarize(left_out)}'
+    )
+    picked = largest_objects(objects, count)
+    images = [image for image in contents['images'] if image['id'] in picked]
+    for image in images:
+        path = data / IMAGES / image['file_name']
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{path} does not exist; it is image {image["id"]} of {source}'
+            )
+    learned = [entry for image in picked for entry in objects[image]]
+    used = {entry['category_id'] for entry in learned}
+    print(
+        f'Learning {len(learned)} objects of {len(used)} categories in {count} images',
+        flush=True,
+    )
     # Here: a wrong argument should not wait for torch to load.
     from mmengine.runner import Runner
 
     from config import load_config
+    from pelk_mm.engine import set_num_classes
     from pelk_mm.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.absolute() / 'annotations.json'
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(picked))
+        temporary.write_text(
+            json.dumps({**contents, 'images': images, 'annotations': learned})
+        )
 
     cfg = load_config(CONFIG, folder, data, iters, evaluations=1)
+    set_num_classes(cfg, len(names))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.ann_file = str(path)
+        loader.dataset.metainfo = dict(classes=tuple(names), palette='random')
     cfg.train_dataloader.batch_size = min(count, cfg.train_dataloader.batch_size)
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(path)
     runner = Runner.from_cfg(cfg)

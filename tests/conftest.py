@@ -60,6 +60,58 @@ def randomise():
 
 
 @pytest.fixture(scope='session')
+def draw_objects():
+    """Function that draws three images of squares and returns a COCO file of them."""
+
+    def mask_of(x, y, side, height, width):
+        """As a polygon, and for the first square of an image as runs of RLE."""
+        if x > 5:
+            return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+        mask = np.zeros((height, width), np.uint8)
+        mask[y : y + side, x : x + side] = 1
+        pixels = mask.T.ravel()  # column by column
+        changes = np.flatnonzero(np.diff(pixels)) + 1
+        return dict(
+            size=[height, width],
+            counts=np.diff([0, *changes, pixels.size]).tolist(),
+        )
+
+    def draw(folder, area=True):
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        images, annotations = [], []
+        for i, (height, width) in enumerate([(120, 160), (96, 128), (96, 112)]):
+            images.append(dict(id=i, file_name=f'{i}.jpg', height=height, width=width))
+            image = rng.integers(0, 99, (height, width, 3), dtype=np.uint8)
+            side = 40 - 10 * i  # smaller from image to image
+            for k, (x, y) in enumerate([(5, 10), (70, 20)]):
+                image[y : y + side, x : x + side] = 200
+                annotations.append(
+                    dict(
+                        id=2 * i + k,
+                        image_id=i,
+                        # Only the last image has the third category.
+                        category_id=[[10, 20], [10, 20], [30, 30]][i][k],
+                        bbox=[x, y, side, side],
+                        segmentation=mask_of(x, y, side, height, width),
+                        iscrowd=0,
+                    )
+                )
+                if area:
+                    annotations[-1]['area'] = side**2
+            cv2.imwrite(str(folder / f'{i}.jpg'), image)
+        annotations.append({**annotations[0], 'id': 99, 'iscrowd': 1})
+        names = {10: 'balloon', 20: 'kite', 30: 'drone'}
+        return dict(
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=number, name=name) for number, name in names.items()],
+        )
+
+    return draw
+
+
+@pytest.fixture(scope='session')
 def street(tmp_path_factory):
     """One made-up image and its ground truth in Cityscapes' directory layout."""
     root = tmp_path_factory.mktemp('cityscapes')
@@ -76,3 +128,95 @@ def street(tmp_path_factory):
                     str(folder / f'town_{i}_{suffix}.png'), values.astype(np.uint8)
                 )
     return root
+
+
+#: Settings that make a detector's heads and samples small, by key.
+SMALL = dict(
+    out_channels=32,  # FCOS's GroupNorm has 32 groups
+    feat_channels=32,
+    conv_out_channels=16,
+    fc_out_channels=32,
+    stacked_convs=1,
+    num_shared_convs=1,
+    num_convs=1,
+    nms_pre=50,
+    max_per_img=8,
+    num=32,
+    score_thr=0.0,
+)
+
+
+def shrink(node):
+    """Put the values of `SMALL` wherever their keys are, at any depth."""
+    for key, value in node.items():
+        if key in SMALL:
+            node[key] = SMALL[key]
+        elif key == 'in_channels' and value == 256:
+            node[key] = SMALL['out_channels']
+        elif isinstance(value, dict):
+            shrink(value)
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                if isinstance(entry, dict):
+                    shrink(entry)
+
+
+def narrowed(cfg, name, work_dir):
+    """The config for two training iterations of a narrow model on small images."""
+    channels = [8, 12, 16, 24]
+    backbone = cfg.model.backbone
+    backbone.arch = dict(
+        channels=channels, depths=[1, 1, 1, 1], kernel_sizes=[13, 11, 9, 7]
+    )
+    if backbone.type == 'PeLK':
+        backbone.arch.central_radius = 2
+    if cfg.default_scope == 'mmseg':
+        crop = (64, 64)
+        cfg.model.data_preprocessor.size = crop
+        cfg.model.test_cfg.update(crop_size=crop, stride=(43, 43))
+        cfg.model.decode_head.update(in_channels=channels, channels=16)
+        cfg.model.auxiliary_head.update(in_channels=channels[2], channels=8)
+        scale = (128, 64)
+        for step in cfg.train_dataloader.dataset.pipeline:
+            if step['type'] == 'RandomCrop':
+                step.crop_size = crop
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    else:
+        shrink(cfg.model)
+        cfg.model.neck.in_channels = channels
+        scale = (160, 96)
+        cfg.train_dataloader.dataset.indices = 4
+        cfg.val_dataloader.dataset.indices = 1
+        cfg.train_cfg.max_epochs = 1
+
+    def rescale(steps):
+        for step in steps:
+            if isinstance(step, list):
+                rescale(step)
+            elif step['type'] == 'RandomChoice':
+                rescale(step.transforms)
+            elif step['type'] == 'RandomChoiceResize':
+                step.scales = [scale]
+            elif step['type'] == 'RandomResize':
+                step.scale = [scale] * len(step.scale)
+                step.ratio_range = None
+            elif step['type'] == 'Resize':
+                step.scale = scale
+            elif step.get('crop_type') == 'absolute_range':
+                step.crop_size = (48, 72)
+
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        rescale(loader.dataset.pipeline)
+    # Schedules that end beyond the run are as the config has them.
+    cfg.default_hooks.logger.interval = 1
+    cfg.visualizer.name = cfg.experiment_name = name
+    cfg.work_dir = str(work_dir)
+    cfg.log_level = 'ERROR'
+    cfg.randomness = dict(seed=0)
+    return cfg
+
+
+@pytest.fixture(scope='session')
+def narrow():
+    """Function that makes a config train a narrow model: config, name, folder."""
+    return narrowed

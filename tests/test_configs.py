@@ -236,92 +236,6 @@ def test_pipelines_on_a_sample(path, cfg, shared, street):
     )
 
 
-#: Settings that make a detector's heads and samples small, by key.
-SMALL = dict(
-    out_channels=32,  # FCOS's GroupNorm has 32 groups
-    feat_channels=32,
-    conv_out_channels=16,
-    fc_out_channels=32,
-    stacked_convs=1,
-    num_shared_convs=1,
-    num_convs=1,
-    nms_pre=50,
-    max_per_img=8,
-    num=32,
-    score_thr=0.0,
-)
-
-
-def shrink(node):
-    """Put the values of `SMALL` wherever their keys are, at any depth."""
-    for key, value in node.items():
-        if key in SMALL:
-            node[key] = SMALL[key]
-        elif key == 'in_channels' and value == 256:
-            node[key] = SMALL['out_channels']
-        elif isinstance(value, dict):
-            shrink(value)
-        elif isinstance(value, (list, tuple)):
-            for entry in value:
-                if isinstance(entry, dict):
-                    shrink(entry)
-
-
-def narrowed(cfg, path, work_dir):
-    """The config for two training iterations of a narrow model on small images."""
-    channels = [8, 12, 16, 24]
-    backbone = cfg.model.backbone
-    backbone.arch = dict(
-        channels=channels, depths=[1, 1, 1, 1], kernel_sizes=[13, 11, 9, 7]
-    )
-    if backbone.type == 'PeLK':
-        backbone.arch.central_radius = 2
-    if cfg.default_scope == 'mmseg':
-        crop = (64, 64)
-        cfg.model.data_preprocessor.size = crop
-        cfg.model.test_cfg.update(crop_size=crop, stride=(43, 43))
-        cfg.model.decode_head.update(in_channels=channels, channels=16)
-        cfg.model.auxiliary_head.update(in_channels=channels[2], channels=8)
-        scale = (128, 64)
-        for step in cfg.train_dataloader.dataset.pipeline:
-            if step['type'] == 'RandomCrop':
-                step.crop_size = crop
-        cfg.train_cfg.update(max_iters=2, val_interval=2)
-    else:
-        shrink(cfg.model)
-        cfg.model.neck.in_channels = channels
-        scale = (160, 96)
-        cfg.train_dataloader.dataset.indices = 4
-        cfg.val_dataloader.dataset.indices = 1
-        cfg.train_cfg.max_epochs = 1
-
-    def rescale(steps):
-        for step in steps:
-            if isinstance(step, list):
-                rescale(step)
-            elif step['type'] == 'RandomChoice':
-                rescale(step.transforms)
-            elif step['type'] == 'RandomChoiceResize':
-                step.scales = [scale]
-            elif step['type'] == 'RandomResize':
-                step.scale = [scale] * len(step.scale)
-                step.ratio_range = None
-            elif step['type'] == 'Resize':
-                step.scale = scale
-            elif step.get('crop_type') == 'absolute_range':
-                step.crop_size = (48, 72)
-
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        rescale(loader.dataset.pipeline)
-    # Schedules that end beyond the run are as the config has them.
-    cfg.default_hooks.logger.interval = 1
-    cfg.visualizer.name = cfg.experiment_name = path.stem
-    cfg.work_dir = str(work_dir)
-    cfg.log_level = 'ERROR'
-    cfg.randomness = dict(seed=0)
-    return cfg
-
-
 def structure(node):
     """A config without its numbers: what configs of one structure share."""
     if isinstance(node, dict):
@@ -332,10 +246,10 @@ def structure(node):
     return 'number' if is_number else node
 
 
-def test_one_config_of_each_structure_is_trained():
+def test_one_config_of_each_structure_is_trained(narrow):
     structures = {}
     for path in CONFIGS:
-        cfg = narrowed(load(path), path, 'work_dir').to_dict()
+        cfg = narrow(load(path), path.stem, 'work_dir').to_dict()
         del cfg['visualizer'], cfg['experiment_name']  # they name the config
         text = json.dumps(structure(cfg), sort_keys=True)
         structures.setdefault(text, set()).add(path.stem)
@@ -353,12 +267,12 @@ def test_one_config_of_each_structure_is_trained():
 )
 @pytest.mark.usefixtures('one_thread')
 def test_narrowed_copy_trains_and_evaluates(
-    name, shared, street, tmp_path, monkeypatch
+    name, narrow, shared, street, tmp_path, monkeypatch
 ):
     # Formatting the config for the log takes longer than the training.
     monkeypatch.setattr(Config, 'pretty_text', '')
     path = ROOT / 'configs' / f'{name}.py'
-    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    cfg = narrow(with_data(load(path), path, shared, street), path.stem, tmp_path)
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.iter == 2
@@ -376,7 +290,7 @@ def test_narrowed_copy_trains_and_evaluates(
 @pytest.mark.parametrize('family', ['slak', 'pelk'])
 @pytest.mark.usefixtures('one_thread')
 def test_released_sparse_weights_train_as_documented(
-    family, shared, street, tmp_path, monkeypatch
+    family, narrow, shared, street, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Config, 'pretty_text', '')
     golden = torch.load(shared / 'golden' / 'slak51_cls_small.pt', weights_only=True)
@@ -389,7 +303,7 @@ def test_released_sparse_weights_train_as_documented(
     converted = read_checkpoint(tmp_path / 'converted.pth')
     start, backbone = converted['state_dict'], converted['meta']['backbone']
     path = ROOT / 'configs' / f'upernet_{family}_t_ade20k.py'
-    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    cfg = narrow(with_data(load(path), path, shared, street), path.stem, tmp_path)
     channels = backbone['arch']['channels']
     cfg.model.backbone.arch = backbone['arch']
     cfg.model.decode_head.in_channels = channels
@@ -412,9 +326,9 @@ def test_released_sparse_weights_train_as_documented(
 
 @pytest.mark.parametrize('name', ['upernet_pelk_t_ade20k', 'fcos_replknet_31b_coco'])
 @pytest.mark.usefixtures('one_thread')
-def test_test_time_augmentation(name, shared, street, tmp_path):
+def test_test_time_augmentation(name, narrow, shared, street, tmp_path):
     path = ROOT / 'configs' / f'{name}.py'
-    cfg = narrowed(with_data(load(path), path, shared, street), path, tmp_path)
+    cfg = narrow(with_data(load(path), path, shared, street), path.stem, tmp_path)
     views = cfg.tta_pipeline[1].transforms
     assert len(views[0]) == (6 if cfg.default_scope == 'mmseg' else 3)
     views[0] = views[0][:2]

@@ -1,3 +1,6 @@
+# What every detector needs. mmengine does not allow two bases to set the same key, and
+# default_hooks are the schedule's, so a config that inherits both adds these itself:
+#     default_hooks = dict(**_base_.framework_hooks)
 _base_ = './default_runtime.py'
 
 default_scope = 'mmdet'
@@ -6,12 +9,7 @@ visualizer = dict(
     vis_backends=[dict(type='LocalVisBackend')],
     name='visualizer',
 )
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+framework_hooks = dict(
     visualization=dict(type='DetVisualizationHook'),
+    num_class_check=dict(type='NumClassCheckHook'),
 )

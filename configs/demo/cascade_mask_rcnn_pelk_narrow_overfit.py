@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/cascade_mask_rcnn.py',
     '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/adamw_3x.py',
+    '../_base_/schedules/adamw_160k.py',
     '../_base_/mmdet_runtime.py',
 ]
 
@@ -120,9 +120,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 max_iters = 900
-train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=300
-)
+train_cfg = dict(max_iters=max_iters, val_interval=300)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
@@ -139,8 +137,9 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
-    logger=dict(interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=max_iters),
+    **_base_.framework_hooks,
+    logger=dict(interval=20),
+    checkpoint=dict(interval=max_iters),
 )
-log_processor = dict(by_epoch=False, window_size=20)
+log_processor = dict(window_size=20)
 randomness = dict(seed=0)

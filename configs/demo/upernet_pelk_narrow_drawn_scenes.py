@@ -33,7 +33,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
         scale=(192, 144),
@@ -47,7 +47,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 # Loading takes a few milliseconds per image, less than it costs two busy cores to
@@ -70,6 +70,7 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
+    **_base_.framework_hooks,
     logger=dict(interval=20),
     checkpoint=dict(interval=max_iters, max_keep_ckpts=1),
 )

@@ -262,7 +262,9 @@ class LargeKernelBackbone(BaseModule):
             if min(x.shape[-2:]) < self.min_map_size(i):
                 raise ValueError(
                     f'images of {height} x {width} pixels leave nothing for '
-                    f'stage {i} of {type(self).__name__}; pad them'
+                    f'stage {i} of {type(self).__name__}; pad them, for '
+                    'example to multiples of 32: model.data_preprocessor of mmseg has '
+                    'test_cfg=dict(size_divisor=32), that of mmdet pad_size_divisor=32'
                 )
             x = self.stages[i](self.downsample_layers[i](x))
             if i in self.out_indices:

@@ -1,6 +1,14 @@
-"""Parts that plug into mmengine: layer decay, seeds."""
+"""Parts that plug into mmengine: layer decay, seeds, checks, edits of configs."""
 
+from .config_edit import set_crop_size, set_num_classes
+from .data_check import SegDataCheckHook
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
 
-__all__ = ['IterationSeedHook', 'LargeKernelLayerDecayOptimizerConstructor']
+__all__ = [
+    'IterationSeedHook',
+    'LargeKernelLayerDecayOptimizerConstructor',
+    'SegDataCheckHook',
+    'set_crop_size',
+    'set_num_classes',
+]

@@ -1,8 +1,10 @@
 import pytest
-from mmengine.optim import build_optim_wrapper
+import torch
+from mmengine.optim import DefaultOptimWrapperConstructor, build_optim_wrapper
 from torch import nn
 
 from pelk_mm.backbones import PeLK, RepLKNet, SLaK
+from pelk_mm.engine import LargeKernelLayerDecayOptimizerConstructor, layer_decay
 
 ARCH = dict(
     channels=[16, 24, 32, 40],
@@ -152,7 +154,9 @@ def test_other_backbones_in_a_detector(kind, options, expected, decay_type):
     ('arch', 'last'), [('tiny', 7), ('small', 13), ('base-101', 13)]
 )
 def test_layer_count_is_that_of_the_released_recipes(arch, last):
-    layers, total = PeLK(arch).get_layer_depth('decode_head.weight', 'backbone.')
+    with torch.device('meta'):
+        backbone = PeLK(arch)
+    layers, total = backbone.get_layer_depth('decode_head.weight', 'backbone.')
     assert (layers, total) == (last, last + 1)
 
 
@@ -166,22 +170,233 @@ def test_every_trainable_parameter_is_in_one_group():
 
 
 @pytest.mark.parametrize(
-    'paramwise_cfg',
+    ('paramwise_cfg', 'message'),
     [
-        dict(),
-        dict(decay_rate=0.9),
-        dict(decay_rate=1.5, decay_type='layer_wise'),
-        dict(decay_rate=0.9, decay_type='block_wise'),
-        dict(decay_rate=0.9, decay_type='layer_wise', num_layers=6),
+        (dict(), 'decay_rate=None .* must be a number in'),
+        (dict(decay_rate=1.5), 'decay_rate=1.5 .* must be a number in'),
+        (dict(decay_rate=True), 'decay_rate=True .* must be a number in'),
+        (dict(decay_rate='0.9'), "decay_rate='0.9' .* must be a number in"),
+        (
+            dict(decay_rate=0.9, decay_type='block_wise'),
+            "decay_type='block_wise' .* must be layer_wise or stage_wise",
+        ),
+        (dict(decay_rate=0.9, num_layers=0), 'num_layers=0 .* leave it out'),
+        (dict(decay_rate=0.9, num_layers='6'), "num_layers='6' .* leave it out"),
+        (
+            dict(layer_decay_rate=0.9),
+            'layer_decay_rate=0.9 .* is unknown; did you mean decay_rate',
+        ),
+        (
+            dict(decay_rate=0.9, norm_decay=0.0),
+            'norm_decay=0.0 .* is unknown; did you mean norm_decay_mult',
+        ),
+        (dict(decay_rate=0.9, xyz=1), 'xyz=1 .* it takes decay_rate, decay_type'),
+        (dict(decay_rate=0.9, norm_decay_mult='0'), "norm_decay_mult='0' .* a number"),
+        (
+            dict(decay_rate=0.9, custom_keys=['norm']),
+            r"custom_keys=\['norm'\] .* a dict",
+        ),
+        (
+            dict(decay_rate=0.9, custom_keys=dict(norm=0.0)),
+            r"custom_keys\['norm'\]=0.0 .* must be a dict such as",
+        ),
+        (
+            dict(decay_rate=0.9, custom_keys=dict(norm=dict(decay_mult=None))),
+            r"custom_keys\['norm'\].decay_mult=None .* must be a number",
+        ),
     ],
 )
-def test_bad_paramwise_cfg(paramwise_cfg):
-    with pytest.raises(ValueError, match='needs exactly decay_rate'):
-        groups_of(Segmenter(PeLK(ARCH)), **paramwise_cfg)
+def test_refused_key_is_named_with_a_remedy(paramwise_cfg, message):
+    with pytest.raises(ValueError, match=message):
+        groups_of(Segmenter(nn.Identity()), **paramwise_cfg)
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'paramwise_cfg', 'message'),
+    [
+        (dict(), {}, 'has no lr to scale; set optim_wrapper.optimizer.lr'),
+        (
+            dict(lr=1.0),
+            dict(norm_decay_mult=0.0),
+            'norm_decay_mult=0.0 .* set optim_wrapper.optimizer.weight_decay',
+        ),
+        (
+            dict(lr=1.0),
+            dict(custom_keys=dict(norm=dict(decay_mult=0.5))),
+            r"custom_keys\['norm'\].decay_mult=0.5 .*optimizer.weight_decay",
+        ),
+    ],
+)
+def test_optimizer_lacks_what_is_multiplied(optimizer, paramwise_cfg, message):
+    with pytest.raises(ValueError, match=message):
+        LargeKernelLayerDecayOptimizerConstructor(
+            dict(optimizer=dict(type='AdamW', **optimizer)),
+            dict(decay_rate=0.9, **paramwise_cfg),
+        )
+
+
+def test_paramwise_cfg_is_a_dict():
+    with pytest.raises(TypeError, match='paramwise_cfg 0.9 .* must be a dict'):
+        LargeKernelLayerDecayOptimizerConstructor(
+            dict(optimizer=dict(type='AdamW', lr=1.0)), 0.9
+        )
 
 
 def test_foreign_backbone_is_named():
-    with pytest.raises(TypeError, match='backbone Conv2d has none'):
+    with pytest.raises(TypeError, match='backbone Conv2d has none. Leave constructor'):
         groups_of(
             Segmenter(nn.Conv2d(3, 4, 1)), decay_rate=0.9, decay_type='layer_wise'
         )
+
+
+#: Keys of mmengine's own constructor, of every kind.
+MMENGINE = dict(
+    custom_keys={
+        'backbone': dict(lr_mult=0.5, decay_mult=0.25),
+        # Longer, so it has priority.
+        'stages.2.blocks': dict(decay_mult=0.0),
+        'decode_head.weight': dict(lr_mult=10.0),
+    },
+    bias_lr_mult=2.0,
+    bias_decay_mult=0.5,
+    norm_decay_mult=0.125,
+    flat_decay_mult=0.75,
+)
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+@pytest.mark.parametrize(
+    'keys', [MMENGINE, {k: v for k, v in MMENGINE.items() if k != 'custom_keys'}]
+)
+@pytest.mark.parametrize('kind', [PeLK, SLaK, RepLKNet])
+def test_rules_are_those_of_mmengine(kind, keys, decay_type):
+    """The same rates and decays, times the layer's scale."""
+    arch = {k: v for k, v in ARCH.items() if k != 'central_radius' or kind is PeLK}
+    model = Detector(kind(arch))
+    expected = {}
+    DefaultOptimWrapperConstructor(
+        dict(optimizer=dict(type='SGD', lr=1.0, weight_decay=0.05)), keys
+    ).add_params(singles := [], model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    expected = {names[group['params'][0]]: group for group in singles}
+    plain = groups_of(model, decay_rate=0.5, decay_type=decay_type)
+    groups = groups_of(model, decay_rate=0.5, decay_type=decay_type, **keys)
+    assert groups.keys() == expected.keys() == plain.keys()
+    for name, group in groups.items():
+        rule = expected[name]
+        assert group['lr_scale'] == plain[name]['lr_scale']
+        assert group['lr'] == group['lr_scale'] * rule.get('lr', 1.0), name
+        # Of what mmengine has no rule for, the positional embedding does not decay.
+        default = 0.0 if name.endswith('position_embedding') else 0.05
+        assert group['weight_decay'] == rule.get('weight_decay', default), name
+
+
+@pytest.mark.parametrize('kind', [PeLK, SLaK])
+def test_depthwise_multiplier_is_for_our_convolutions_too(kind):
+    arch = {k: v for k, v in ARCH.items() if k != 'central_radius' or kind is PeLK}
+    model = Segmenter(kind(arch))
+    model.head = nn.Conv2d(8, 8, 3, groups=8)
+    groups = groups_of(model, decay_rate=0.5, dwconv_decay_mult=0.5)
+    of_mixers = {n for n in groups if n.endswith('conv.weight') and '.mixer.' in n}
+    assert len(of_mixers) >= 10
+    for name, group in groups.items():
+        depthwise = name in of_mixers or name.startswith('head.')
+        decayed = model.get_parameter(name).ndim > 1 and 'position' not in name
+        assert group['weight_decay'] == (
+            0.025 if depthwise else 0.05 if decayed else 0.0
+        ), name
+
+
+def test_one_multiplier_leaves_the_other_rules_alone():
+    groups = groups_of(Segmenter(PeLK(ARCH)), decay_rate=0.5, norm_decay_mult=1.0)
+    assert groups['backbone.norm3.weight']['weight_decay'] == 0.05
+    assert groups['backbone.norm3.bias']['weight_decay'] == 0.05
+    assert groups['decode_head.bias']['weight_decay'] == 0.0
+    assert groups['backbone.stages.0.blocks.0.gamma']['weight_decay'] == 0.0
+
+
+class Wrapped(nn.Module):
+    """A model whose parts have the given names, as ``student.backbone``."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+@pytest.mark.parametrize('name', ['img_backbone', 'student.backbone', ''])
+def test_backbone_anywhere(name):
+    backbone = PeLK(ARCH)
+    model = {
+        'img_backbone': lambda: Wrapped(img_backbone=backbone, neck=nn.Linear(2, 2)),
+        'student.backbone': lambda: Wrapped(student=Segmenter(backbone)),
+        '': lambda: backbone,
+    }[name]()
+    expected = groups_of(Wrapped(backbone=backbone), decay_rate=0.5)
+    prefix = f'{name}.' if name else ''
+    groups = groups_of(model, decay_rate=0.5)
+    assert len(groups) == len(list(model.parameters()))
+    for parameter, group in groups.items():
+        if parameter.startswith(prefix):
+            same = expected[f'backbone.{parameter.removeprefix(prefix)}']
+            for key in ('lr', 'weight_decay', 'group_name'):
+                assert group[key] == same[key]
+        else:
+            assert group['lr'] == 1.0
+
+
+def test_two_backbones_of_different_depth_and_a_frozen_teacher():
+    deep = {**ARCH, 'depths': [1, 1, 13, 1]}
+    teacher = Segmenter(PeLK(ARCH)).requires_grad_(False)
+    model = Wrapped(
+        rgb=Wrapped(backbone=PeLK(ARCH)),
+        depth_backbone=PeLK(deep),
+        teacher=teacher,
+        head=nn.Linear(2, 2),
+    )
+    groups = groups_of(model, decay_rate=0.5)
+    stem = 'downsample_layers.0.0.weight'
+    assert groups[f'rgb.backbone.{stem}']['lr'] == 0.5**7
+    assert groups[f'depth_backbone.{stem}']['lr'] == 0.5**9
+    assert groups[f'rgb.backbone.{stem}']['group_name'] == 'rgb.backbone.layer_0_decay'
+    assert groups['head.weight']['lr'] == 1.0
+    assert not any(name.startswith('teacher.') for name in groups)
+
+
+@pytest.mark.parametrize('bypass', [{}, dict(bypass_duplicate=True)])
+def test_shared_parameter_is_in_one_group(bypass):
+    model = Segmenter(PeLK(ARCH))
+    model.second_head = model.decode_head
+    groups = groups_of(model, decay_rate=0.5, **bypass)
+    assert {'decode_head.weight', 'decode_head.bias'} <= groups.keys()
+    assert not any(name.startswith('second_head') for name in groups)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr(layer_decay, 'print_log', lambda line, **_: lines.append(line))
+    return lines
+
+
+def test_num_layers_is_explained_where_it_differs(log):
+    groups = groups_of(Segmenter(PeLK(ARCH)), decay_rate=0.5)
+    assert groups_of(Segmenter(PeLK(ARCH)), decay_rate=0.5, num_layers=6).keys() == (
+        groups.keys()
+    )
+    assert not any('num_layers' in line for line in log)
+    other = groups_of(Segmenter(PeLK(ARCH)), decay_rate=0.5, num_layers=12)
+    (line,) = (line for line in log if 'num_layers' in line)
+    assert 'num_layers=12 has no effect: backbone has 8 layers' in line
+    assert line.endswith('num_layers=6')
+    assert [g['lr'] for g in other.values()] == [g['lr'] for g in groups.values()]
+
+
+def test_custom_key_without_a_parameter_is_reported(log):
+    keys = dict(absolute_pos_embed=dict(decay_mult=0.0), gamma=dict(lr_mult=2.0))
+    groups = groups_of(Segmenter(PeLK(ARCH)), decay_rate=0.5, custom_keys=keys)
+    (line,) = (line for line in log if 'no trainable parameter' in line)
+    assert 'absolute_pos_embed' in line
+    group = groups['backbone.stages.3.blocks.0.gamma']
+    assert group['group_name'] == 'layer_6_decay_gamma'
+    assert group['lr'] == 2 * 0.5

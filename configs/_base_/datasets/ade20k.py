@@ -1,11 +1,13 @@
-# ADE20K, 150 classes, crops of 512 x 512, evaluated at a single scale.
+# ADE20K, 150 classes, crops of 512 x 512, evaluated at a single scale. Whether label 0
+# means unlabelled is the data set's to say (reduce_zero_label): ADE20KDataset says yes,
+# BaseSegDataset no.
 dataset = dict(type='ADE20KDataset', data_root='data/ade/ADEChallengeData2016')
 crop_size = (512, 512)
 scale = (2048, 512)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -16,7 +18,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
@@ -32,7 +34,7 @@ tta_pipeline = [
                 dict(type='RandomFlip', prob=probability, direction='horizontal')
                 for probability in (0.0, 1.0)
             ],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
         ],
     ),

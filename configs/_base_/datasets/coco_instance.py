@@ -1,5 +1,6 @@
 # COCO with masks. The short side is resized to 480 to 800, in half of the cases after
-# another resizing and a crop, as DETR and after it ConvNeXt and SLaK train.
+# another resizing and a crop, as DETR and after it ConvNeXt and SLaK train. A model
+# without masks takes coco_detection.py: its evaluation would fail here.
 data_root = 'data/coco/'
 val_annotations = 'annotations/instances_val2017.json'
 dataset = dict(type='CocoDataset', data_root=data_root)

@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN as ConvNeXt, SLaK and RepLKNet are evaluated with it: heads of
 # four convolutions and one fully connected layer, GIoU loss on decoded boxes. A leaf
-# names the backbone and its widths.
+# names the backbone and its widths, and a data set with masks: coco_instance.py.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 roi_extractor = dict(
     type='SingleRoIExtractor', out_channels=256, featmap_strides=[4, 8, 16, 32]

@@ -1,4 +1,5 @@
-# FCOS with GroupNorm heads on P3 to P7. A leaf names the backbone and its widths.
+# FCOS with GroupNorm heads on P3 to P7. A leaf names the backbone and its widths, and a
+# data set whose masks are not evaluated: coco_detection.py.
 model = dict(
     type='FCOS',
     data_preprocessor=dict(

@@ -1,4 +1,6 @@
-# 160k iterations of 8 GPUs x 2 images, linear warm-up, then linear decay to zero.
+# 160k iterations of 8 GPUs x 2 images, linear warm-up, then linear decay to zero; for
+# segmenters and detectors. The default hooks are here because they count iterations or
+# epochs; those of the framework are in its runtime.
 max_iters = 160_000
 warmup_iters = 1500
 interval = 16_000
@@ -24,11 +26,11 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
+log_processor = dict(by_epoch=False)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
 )

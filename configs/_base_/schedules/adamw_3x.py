@@ -1,4 +1,6 @@
-# 36 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 27 and 33.
+# 36 epochs of 8 GPUs x 2 images, the rate divided by 10 after epochs 27 and 33. With
+# InfiniteSampler, which our data sets of segmenters have, an epoch never ends; so:
+#     train_dataloader = dict(sampler=dict(type='DefaultSampler', shuffle=True))
 max_epochs = 36
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
@@ -21,3 +23,12 @@ param_scheduler = [
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+
+log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)

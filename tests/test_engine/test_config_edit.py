@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from pelk_mm.engine import set_crop_size, set_num_classes
+from pelk_mm.engine.config_edit import crop_sizes
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+class RandomCrop:
+    """A transform that a config names by its class."""
+
+
+def load(name):
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def numbers_of_classes(node, key=''):
+    """Every ``num_classes`` in a config, by the key of its dict."""
+    if isinstance(node, dict):
+        if 'num_classes' in node:
+            yield key, node['num_classes']
+        for name, value in node.items():
+            yield from numbers_of_classes(value, name)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from numbers_of_classes(value, key)
+
+
+@pytest.mark.parametrize(
+    ('name', 'heads'),
+    [
+        ('upernet_pelk_t_ade20k', ['auxiliary_head', 'decode_head']),
+        ('cascade_mask_rcnn_slak_t_coco', ['bbox_head'] * 3 + ['mask_head']),
+        ('fcos_replknet_31b_coco', ['bbox_head']),
+    ],
+)
+def test_classes_of_every_head(name, heads):
+    cfg = load(name)
+    set_num_classes(cfg, 7)
+    assert sorted(numbers_of_classes(cfg.model)) == [(head, 7) for head in heads]
+
+
+def test_classes_in_a_config_file(tmp_path):
+    path = tmp_path / 'leaf.py'
+    path.write_text(
+        f"_base_ = '{CONFIGS}/cascade_mask_rcnn_pelk_t_coco.py'\n"
+        "edit = __import__('pelk_mm').engine\n"
+        'edit.set_num_classes(_base_, 3)\n'
+        'model = dict(roi_head=dict(mask_head=dict(num_convs=2)))\n'
+    )
+    cfg = Config.fromfile(path)
+    assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [3] * 3
+    assert cfg.model.roi_head.mask_head.num_classes == 3
+    assert cfg.model.roi_head.mask_head.num_convs == 2
+    # What is dumped with a run and in its checkpoints can be read again.
+    assert 'edit' not in cfg
+    text = Config(cfg.to_dict(), format_python_code=False).pretty_text
+    (tmp_path / 'dumped.py').write_text(text)
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+
+
+def test_classes_of_other_structures():
+    heads = [dict(num_classes=4), dict(num_classes=4, out_channels=4)]
+    model = dict(
+        backbone=dict(num_classes=1000),
+        rpn_head=dict(num_classes=1),
+        decode_head=heads,
+        auxiliary_head=dict(num_classes=2, out_channels=1),
+    )
+    set_num_classes(dict(model=model), 2)
+    assert heads == [dict(num_classes=2), dict(num_classes=2, out_channels=2)]
+    assert model['backbone'] == dict(num_classes=1000)
+    assert model['rpn_head'] == dict(num_classes=1)
+    assert model['auxiliary_head'] == dict(num_classes=2, out_channels=1)
+
+
+@pytest.mark.parametrize('number', [0, -1, 2.0, '3', True, None])
+def test_bad_number_of_classes(number):
+    with pytest.raises(ValueError, match=f'num_classes {number!r} must be a positive'):
+        set_num_classes(load('upernet_pelk_t_ade20k'), number)
+
+
+@pytest.mark.parametrize('cfg', [{}, dict(model=dict(backbone=dict(num_classes=5)))])
+def test_no_head_with_classes(cfg):
+    with pytest.raises(ValueError, match='no head in model has num_classes'):
+        set_num_classes(cfg, 3)
+
+
+def test_panoptic_head_is_left_to_the_user():
+    model = dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=53))
+    with pytest.raises(ValueError, match='num_stuff_classes and num_things_classes'):
+        set_num_classes(dict(model=model), 3)
+
+
+def pipeline_values(cfg, loader, kind, key):
+    pipeline = cfg[loader].dataset.pipeline
+    return [step[key] for step in pipeline if step.type == kind]
+
+
+@pytest.mark.parametrize(
+    ('size', 'stride'),
+    [((320, 320), (213, 213)), ((256, 768), (170, 511)), (128, (85, 85))],
+)
+@pytest.mark.parametrize('name', ['upernet_pelk_t_ade20k', 'upernet_slak_b_ade20k'])
+def test_crop_size_everywhere(name, size, stride):
+    cfg = load(name)
+    set_crop_size(cfg, size)
+    pair = size if isinstance(size, tuple) else (size, size)
+    assert cfg.crop_size == pair
+    assert cfg.model.data_preprocessor.size == pair
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=pair, stride=stride)
+    assert pipeline_values(cfg, 'train_dataloader', 'RandomCrop', 'crop_size') == [pair]
+    assert set(crop_sizes(cfg).values()) == {pair}
+    # Everything else is as it was.
+    set_crop_size(cfg, (512, 512))
+    assert cfg.to_dict() == {
+        **(base := load(name).to_dict()),
+        'model': {**base['model'], 'test_cfg': cfg.model.test_cfg.to_dict()},
+    }
+
+
+def test_scale_of_training_and_testing():
+    cfg = load('upernet_pelk_t_ade20k')
+    set_crop_size(cfg, 640, scale=(2560, 640))
+    for loader, kind in (
+        ('train_dataloader', 'RandomResize'),
+        ('val_dataloader', 'Resize'),
+        ('test_dataloader', 'Resize'),
+    ):
+        assert pipeline_values(cfg, loader, kind, 'scale') == [(2560, 640)]
+    assert cfg.scale == (2560, 640)
+
+
+def test_crops_of_a_wrapped_data_set_and_by_class():
+    def pipeline(kind):
+        return [dict(type='RandomFlip'), dict(type=kind, crop_size=(512, 512))]
+
+    cfg = Config(
+        dict(
+            model=dict(data_preprocessor=dict(size=(512, 512)), test_cfg=dict()),
+            train_dataloader=dict(
+                dataset=dict(
+                    type='ConcatDataset',
+                    datasets=[
+                        dict(pipeline=pipeline(RandomCrop)),
+                        dict(pipeline=pipeline('mmseg.RandomCrop')),
+                    ],
+                )
+            ),
+        )
+    )
+    set_crop_size(cfg, 64)
+    datasets = cfg.train_dataloader.dataset.datasets
+    assert [data.pipeline[1].crop_size for data in datasets] == [(64, 64)] * 2
+    assert set(crop_sizes(cfg).values()) == {(64, 64)}
+
+
+@pytest.mark.parametrize('size', [0, (64,), (64, 0), (64, 64, 3), (64.0, 64.0), None])
+def test_bad_crop_size(size):
+    cfg = load('upernet_pelk_t_ade20k')
+    before = cfg.to_dict()
+    with pytest.raises(ValueError, match='crop_size .* must be two positive integers'):
+        set_crop_size(cfg, size)
+    with pytest.raises(ValueError, match='scale .* must be two positive integers'):
+        set_crop_size(cfg, 64, scale=size or 0)
+    assert cfg.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    'name', ['fcos_replknet_31b_coco', 'cascade_mask_rcnn_pelk_t_coco']
+)
+def test_crop_size_of_a_detector(name):
+    with pytest.raises(ValueError, match='needs a segmenter with RandomCrop'):
+        set_crop_size(load(name), 320)
+
+
+def test_whole_inference_keeps_its_mode():
+    cfg = load('demo/upernet_pelk_narrow_drawn_scenes')
+    set_crop_size(cfg, 96)
+    assert cfg.model.test_cfg == dict(mode='whole')
+    assert cfg.model.data_preprocessor.size == (96, 96)

@@ -8,11 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.overrides import is_tensor_like
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
+from pelk_mm.checkpoints.fit import WeightsError, require_fit
+from pelk_mm.checkpoints.guard import require_loadable
+from pelk_mm.checkpoints.misfit import Backbone
 from pelk_mm.layers import ConvNorm, batch_norms
 
 #: The norm of the released models; read only.
@@ -40,11 +45,42 @@ def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = num_batches_tracked
 
 
-def _refuse_released_names(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+def _require_fit(
+    module: Any,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    _missing: list[str],
+    unexpected: list[str],
+    _errors: list[str],
 ) -> None:
-    """Hook before loading: mmengine would only warn of names that do not fit."""
-    refuse_released_names(name.removeprefix(prefix) for name in state_dict)
+    """Hook before loading, torch's and mmengine's own, which would only warn.
+
+    What the modules around the backbone have no place for is unexpected already: they
+    are loaded first.
+    """
+    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
+        return  # each process has a part of the weights, under other names
+    backbone = Backbone(
+        type(module).__name__,
+        {n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items()},
+        module.arch_settings,
+        module.warm_start,
+        module.has_weights,
+        module.partial_weights,
+    )
+    weights = {
+        name.removeprefix(prefix): tuple(v.shape) if is_tensor_like(v) else None
+        for name, v in state_dict.items()
+        if name.startswith(prefix)
+    }
+    fit = require_fit(backbone, weights, prefix, unexpected)
+    if fit.note:
+        print_log(f'{backbone.type} {fit.note}.', logger='current')
+    module.has_weights |= fit.complete
+    # mmengine gives modules this attribute as long as it initialises them.
+    module.loaded_in_init = fit.complete and hasattr(module, '_params_init_info')
 
 
 class Stage(nn.Module):
@@ -102,6 +138,8 @@ class LargeKernelBackbone(BaseModule):
         with_cp: Whether to trade memory for recomputation in the blocks.
         deploy: Whether to build the deployment form that `switch_to_deploy` makes.
         init_cfg: mmengine's initialisation config.
+        partial_weights: Whether a checkpoint may be loaded that leaves a part of the
+            backbone at random, which is an error if not.
 
     Raises:
         ValueError: If ``out_indices`` or ``frozen_stages`` is out of range.
@@ -117,6 +155,10 @@ class LargeKernelBackbone(BaseModule):
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
     #: of another family that this backbone starts from; '' if it starts from none.
     warm_start: str = ''
+    #: Whether the weights are loaded ones, or trained.
+    has_weights: bool = False
+    #: Whether they were loaded by the initialisation of a module around this one.
+    loaded_in_init: bool = False
 
     def __init__(
         self,
@@ -128,6 +170,7 @@ class LargeKernelBackbone(BaseModule):
         with_cp: bool = False,
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        partial_weights: bool = False,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.channels = tuple(channels)
@@ -151,9 +194,10 @@ class LargeKernelBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.deploy = deploy
+        self.partial_weights = partial_weights
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        self.register_load_state_dict_pre_hook(_refuse_released_names)
+        self.register_load_state_dict_pre_hook(_require_fit)
 
     @classmethod
     def resolve_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
@@ -239,18 +283,36 @@ class LargeKernelBackbone(BaseModule):
             part.eval().requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialise; a pretrained checkpoint in released names is an error."""
+        """Initialise; a checkpoint that leaves a part at random is an error.
+
+        Raises:
+            WeightsError: If the checkpoint of the ``init_cfg`` does not fit, or if that
+                of a module around this one, loaded too early, would be overwritten.
+        """
+        if self.loaded_in_init and hasattr(self, '_params_init_info'):
+            raise WeightsError(
+                'the init_cfg of the model has loaded weights that the backbone would '
+                "overwrite; write its type='Pretrained', the only spelling of which "
+                'mmengine knows that it comes last'
+            )
         cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        for cfg in cfgs:
-            if cfg and cfg['type'] == 'Pretrained':
+        for cfg in filter(None, cfgs):
+            kind = cfg['type']
+            if isinstance(kind, str):
+                kind = WEIGHT_INITIALIZERS.get(kind)
+            if kind is PretrainedInit:
+                cfg['type'] = 'Pretrained'  # see above
                 name = type(self).__name__
-                require_converted(cfg['checkpoint'], name, self.warm_start)
+                checkpoint, prefix = cfg['checkpoint'], cfg.get('prefix')
+                require_loadable(checkpoint, name, self.warm_start, prefix)
+        self.has_weights = False
         super().init_weights()
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
         """Set the training mode where ``frozen_stages`` and ``norm_eval`` allow it."""
         super().train(mode)
         if mode:
+            self.has_weights = True  # those that training starts from, or that it made
             self._freeze_stages()
         if self.norm_eval:
             for norm in batch_norms(self):

@@ -97,6 +97,13 @@ _DROPPED: tuple[tuple[str, str], ...] = (
     ('head.{rest}', "the classifier's weights, which a feature pyramid does not have"),
 )
 
+#: Names that the blocks of all families have, in the released names and in ours.
+_BLOCK_MARKS: tuple[str, ...] = tuple(
+    f'{{prefix}}{block}{mixer}.{{rest}}'
+    for block in (_BLOCK, _SLAK_BLOCK)
+    for mixer in ('large_kernel', 'mixer')
+)
+
 #: Names that only one family uses.
 _FAMILY_MARKS: dict[str, tuple[str, ...]] = {
     'slak': (f'{_SLAK_BLOCK}large_kernel.{{rest}}', f'{_SLAK_BLOCK}pwconv1.{{rest}}'),
@@ -118,6 +125,7 @@ _FIELDS = {
     'odd': r'\d*[13579]',
     'head': 'neck|decode_head|auxiliary_head|rpn_head|roi_head|bbox_head',
     'predictor': 'cls|reg|centerness',
+    'prefix': r'(?:.*\.)?',
     'rest': r'.+',
 }
 
@@ -166,6 +174,26 @@ def detect_family(names: Iterable[str], ours: bool = False) -> str | None:
         if any(_pattern(mark).fullmatch(name) for name in names for mark in marks):
             return family
     return None
+
+
+def backbone_prefixes(names: Iterable[str]) -> list[str]:
+    """What the names of backbones of ours start with, in the order found.
+
+    Args:
+        names: Full parameter names of anything that may contain backbones.
+
+    Returns:
+        One prefix per backbone, '' for one without; empty where there is none.
+    """
+    names = list(names)
+    marks = (*_FAMILY_MARKS.values(), *_OUR_MARKS.values())
+    others = tuple(f'{{prefix}}{mark}' for family in marks for mark in family)
+    for templates in (_BLOCK_MARKS, others):
+        matches = (_pattern(t).fullmatch(name) for name in names for t in templates)
+        prefixes = dict.fromkeys(match['prefix'] for match in matches if match)
+        if prefixes:
+            return list(prefixes)
+    return []
 
 
 def rename(name: str, family: str, to_released: bool = False) -> str | None:

@@ -176,7 +176,9 @@ def _explain_nothing(weights: Shapes, prefix: str, elsewhere: Sequence[str]) -> 
     names |= {prefix + name: shape for name, shape in weights.items()}
     found = {}
     for other in backbone_prefixes(names):
-        bare = {n.removeprefix(other): s for n, s in names.items() if n.startswith(other)}
+        bare = {
+            n.removeprefix(other): s for n, s in names.items() if n.startswith(other)
+        }
         refuse_released_names(list(bare))
         found[other] = type_of(bare)
     if '' in found:

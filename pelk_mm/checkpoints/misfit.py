@@ -152,7 +152,7 @@ def _is_dense_deployed(shapes: Shapes) -> bool:
 
 
 def _convolves_all(shapes: Shapes) -> bool:
-    """Whether the large kernels have all channels of their stage, as PeLK's have not."""
+    """Whether the large kernels have all channels of their stage; PeLK's do not."""
     kernels = r'blocks\.\d+\.mixer\.large\.(?:conv\.)?weight'
     convolved = _per_stage(shapes, kernels, 0)
     return bool(convolved) and convolved == _channels(shapes)
@@ -197,9 +197,12 @@ def _causes(
     if family is None and left_over:
         yield f'the names of its stages are not those of {_OURS}; give another'
         return
-    if (family, expected) == ('slak', 'pelk') and _is_dense_deployed(weights):
-        if _convolves_all(own):  # a PeLK of this kind has the names of a dense SLaK
-            family = expected
+    if (
+        (family, expected) == ('slak', 'pelk')
+        and _is_dense_deployed(weights)
+        and _convolves_all(own)  # then a PeLK's deployment form has a SLaK's names
+    ):
+        family = expected
     if family not in (None, expected):
         other = f' or start from it with {_warm_start(backbone)}'
         yield (

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from pelk_mm.checkpoints.files import CheckpointError
 from pelk_mm_cli import run_script
 
 #: Distributions that provide each framework: OpenMMLab's, and the maintained fork.
@@ -130,4 +131,7 @@ def hand_over(tool: str) -> None:
         path = find_tool(framework, tool)
     except LaunchError as error:
         sys.exit(f'{tool}: {error}')
-    run_script(path, sys.argv[1:], parser.prog)
+    try:
+        run_script(path, sys.argv[1:], parser.prog)
+    except CheckpointError as error:  # a checkpoint that does not fit the backbone
+        sys.exit(f'{tool}: {error}')

@@ -133,6 +133,10 @@ def _compare(backbone: Backbone, weights: Shapes) -> tuple[Difference, list[str]
             f'keeps the initial values of its output norms ({listed}), which the '
             'checkpoint does not have'
         )
+    added = [n for n in missing if not PART.match(n) and not _OUTPUT_NORM.match(n)]
+    if added:
+        missing = [name for name in missing if name not in added]
+        notes.append(f'starts with random {shorten(added)}, which a subclass has added')
     for name, (given, shape) in list(mismatched.items()):
         if _STEM.fullmatch(name) and given and _outputs(given) == _outputs(shape):
             del mismatched[name]

@@ -48,6 +48,14 @@ def test_meant(weights, note):
     assert re.search(note, fit.note)
 
 
+def test_what_a_subclass_adds_is_random():
+    fit = require_fit(SLAK._replace(shapes=OWN | {'adapter.weight': (2,)}), OWN)
+    assert fit == (
+        True,
+        'starts with random adapter.weight, which a subclass has added',
+    )
+
+
 @pytest.mark.parametrize(
     ('weights', 'message'),
     [

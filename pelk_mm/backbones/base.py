@@ -1,24 +1,20 @@
 """What PeLK, SLaK and RepLKNet share: one contract, written once."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
 from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.overrides import is_tensor_like
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.checkpoints.fit import WeightsError, require_fit
-from pelk_mm.checkpoints.guard import require_loadable
-from pelk_mm.checkpoints.misfit import Backbone
 from pelk_mm.layers import ConvNorm, batch_norms
+
+from .weights import before_init, before_loading
 
 #: The norm of the released models; read only.
 BATCH_NORM = dict(type='BN')
@@ -43,44 +39,6 @@ def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
         for norm, (momentum, num_batches_tracked) in zip(norms, states, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked = num_batches_tracked
-
-
-def _require_fit(
-    module: Any,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    _metadata: Any,
-    _strict: bool,
-    _missing: list[str],
-    unexpected: list[str],
-    _errors: list[str],
-) -> None:
-    """Hook before loading, torch's and mmengine's own, which would only warn.
-
-    What the modules around the backbone have no place for is unexpected already: they
-    are loaded first.
-    """
-    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
-        return  # each process has a part of the weights, under other names
-    backbone = Backbone(
-        type(module).__name__,
-        {n: tuple(t.shape) for n, t in module.state_dict(keep_vars=True).items()},
-        module.arch_settings,
-        module.warm_start,
-        module.has_weights,
-        module.partial_weights,
-    )
-    weights = {
-        name.removeprefix(prefix): tuple(v.shape) if is_tensor_like(v) else None
-        for name, v in state_dict.items()
-        if name.startswith(prefix)
-    }
-    fit = require_fit(backbone, weights, prefix, unexpected)
-    if fit.note:
-        print_log(f'{backbone.type} {fit.note}.', logger='current')
-    module.has_weights |= fit.complete
-    # mmengine gives modules this attribute as long as it initialises them.
-    module.loaded_in_init = fit.complete and hasattr(module, '_params_init_info')
 
 
 class Stage(nn.Module):
@@ -197,7 +155,7 @@ class LargeKernelBackbone(BaseModule):
         self.partial_weights = partial_weights
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        self.register_load_state_dict_pre_hook(_require_fit)
+        self.register_load_state_dict_pre_hook(before_loading)
 
     @classmethod
     def resolve_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
@@ -283,29 +241,8 @@ class LargeKernelBackbone(BaseModule):
             part.eval().requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialise; a checkpoint that leaves a part at random is an error.
-
-        Raises:
-            WeightsError: If the checkpoint of the ``init_cfg`` does not fit, or if that
-                of a module around this one, loaded too early, would be overwritten.
-        """
-        if self.loaded_in_init and hasattr(self, '_params_init_info'):
-            raise WeightsError(
-                'the init_cfg of the model has loaded weights that the backbone would '
-                "overwrite; write its type='Pretrained', the only spelling of which "
-                'mmengine knows that it comes last'
-            )
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        for cfg in filter(None, cfgs):
-            kind = cfg['type']
-            if isinstance(kind, str):
-                kind = WEIGHT_INITIALIZERS.get(kind)
-            if kind is PretrainedInit:
-                cfg['type'] = 'Pretrained'  # see above
-                name = type(self).__name__
-                checkpoint, prefix = cfg['checkpoint'], cfg.get('prefix')
-                require_loadable(checkpoint, name, self.warm_start, prefix)
-        self.has_weights = False
+        """Initialise; a checkpoint that leaves a part at random is an error."""
+        before_init(self)
         super().init_weights()
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':

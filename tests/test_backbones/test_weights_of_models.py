@@ -5,9 +5,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from pelk_mm.checkpoints.fit import WeightsError
 
@@ -260,3 +263,30 @@ def test_switched_backbone_takes_the_deployment_form(randomise):
     load_state_dict(model, weights('pelk', deploy=True))
     with pytest.raises(WeightsError, match='training form'):
         load_state_dict(model, weights('pelk'))
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures('process_group')
+@pytest.mark.filterwarnings('ignore')
+def test_sharded_model():
+    """Weights of a backbone whose own modules are sharded are not compared."""
+
+    def shard(**kwargs):
+        model = whole(MODELS.build(TYPES['pelk'] | dict(out_indices=(0, 1))))
+        device = torch.device('cpu')
+        return FullyShardedDataParallel(model, device_id=device, **kwargs)
+
+    source = MODELS.build(TYPES['pelk'] | dict(out_indices=(0, 1)))
+    state = whole(source).state_dict()
+    stages = ModuleWrapPolicy({type(source.stages[0])})
+    shard(auto_wrap_policy=stages).load_state_dict(state)
+    shard().load_state_dict(state)
+    source.eval().switch_to_deploy()
+    with pytest.raises(WeightsError, match='deployment form'):
+        shard().load_state_dict(whole(source).state_dict(), strict=False)

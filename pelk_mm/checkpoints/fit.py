@@ -188,8 +188,9 @@ def _explain_nothing(weights: Shapes, prefix: str, elsewhere: Sequence[str]) -> 
     if '' in found:
         return (
             f'it is a backbone alone, a {found[""]}, and the model has its own under '
-            f'{prefix!r}; give it to the backbone, not to the whole model: '
-            "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=...))"
+            f'{prefix!r}; start a training from it by '
+            "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=...)), and test "
+            'with the checkpoint of a whole model'
         )
     if found:
         where = ' and '.join(f'a {kind} under {p!r}' for p, kind in found.items())

@@ -12,11 +12,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
 from pelk_mm.layers import ConvNorm, batch_norms
 from pelk_mm.ops import is_plain, plain
 
 from .arguments import argument_names, explain_unknown
+from .weights import before_init, before_loading
 
 #: The norm of the released models; read only.
 BATCH_NORM = dict(type='BN')
@@ -41,13 +41,6 @@ def _preserve_running_stats(module: nn.Module) -> Iterator[None]:
         for norm, (momentum, num_batches_tracked) in zip(norms, states, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked = num_batches_tracked
-
-
-def _refuse_released_names(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
-) -> None:
-    """Hook before loading: mmengine would only warn of names that do not fit."""
-    refuse_released_names(name.removeprefix(prefix) for name in state_dict)
 
 
 class Stage(nn.Module):
@@ -113,6 +106,8 @@ class LargeKernelBackbone(BaseModule):
         with_cp: Whether to trade memory for recomputation in the blocks.
         deploy: Whether to build the deployment form that `switch_to_deploy` makes.
         init_cfg: mmengine's initialisation config.
+        partial_weights: Whether a checkpoint may be loaded that leaves a part of the
+            backbone at random, which is an error if not.
         unknown: Arguments of any other name, which are refused.
 
     Raises:
@@ -131,6 +126,10 @@ class LargeKernelBackbone(BaseModule):
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
     #: of another family that this backbone starts from; '' if it starts from none.
     warm_start: str = ''
+    #: Whether the weights are loaded ones, or trained.
+    has_weights: bool = False
+    #: Whether they were loaded by the initialisation of a module around this one.
+    loaded_in_init: bool = False
 
     def __init__(
         self,
@@ -143,6 +142,7 @@ class LargeKernelBackbone(BaseModule):
         with_cp: bool = False,
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        partial_weights: bool = False,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -169,9 +169,10 @@ class LargeKernelBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.deploy = deploy
+        self.partial_weights = partial_weights
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        self.register_load_state_dict_pre_hook(_refuse_released_names)
+        self.register_load_state_dict_pre_hook(before_loading)
 
     @classmethod
     def _arguments(cls) -> list[str]:
@@ -284,18 +285,15 @@ class LargeKernelBackbone(BaseModule):
             part.eval().requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialise; a pretrained checkpoint in released names is an error."""
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        for cfg in cfgs:
-            if cfg and cfg['type'] == 'Pretrained':
-                name = type(self).__name__
-                require_converted(cfg['checkpoint'], name, self.warm_start)
+        """Initialise; a checkpoint that leaves a part at random is an error."""
+        before_init(self)
         super().init_weights()
 
     def train(self, mode: bool = True) -> 'LargeKernelBackbone':
         """Set the training mode where ``frozen_stages`` and ``norm_eval`` allow it."""
         super().train(mode)
         if mode:
+            self.has_weights = True  # those that training starts from, or that it made
             self._freeze_stages()
         if self.norm_eval:
             for norm in batch_norms(self):

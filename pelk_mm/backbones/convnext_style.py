@@ -38,8 +38,8 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
             has it in the pointwise layer.
         init_cfg: mmengine's initialisation config; by default truncated-normal
             weights (std 0.02).
-        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp`` and
-            ``deploy`` of `LargeKernelBackbone`.
+        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp``,
+            ``deploy`` and ``partial_weights`` of `LargeKernelBackbone`.
     """
 
     def __init__(

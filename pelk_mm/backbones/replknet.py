@@ -55,8 +55,8 @@ class RepLKNet(LargeKernelBackbone):
             their deployment form, as in released models that were merged.
         init_cfg: mmengine's initialisation config; by default torch's own
             initialisation of convolutions, as in the released code.
-        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp`` and
-            ``deploy`` of `LargeKernelBackbone`.
+        kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp``,
+            ``deploy`` and ``partial_weights`` of `LargeKernelBackbone`.
 
     Raises:
         ValueError: If an argument is out of its range, a kernel size is even, or the

@@ -1,14 +1,12 @@
-"""Stop a backbone from starting at random where a released file was to be loaded.
+"""Look into the file of an ``init_cfg`` before it is loaded.
 
-mmengine loads pretrained weights by the names that fit and only warns of the others:
-a released file that was not converted would leave every weight at random. The guard
-knows files and names; what it has to know of a backbone is handed to it.
+The file's own path, prefix and entries are known only there; whether weights fit, `fit`
+decides for whatever is loaded. The guard knows files and names; what it has to know of
+a backbone is handed to it.
 """
 
 import pickle
-import re
 import shlex
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,69 +14,94 @@ from urllib.parse import urlparse
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from .download import is_url
 from .files import CheckpointError, read_checkpoint
-from .rules import BACKBONE_TYPES, detect_family
-from .weights import find_weights, select_weights
+from .fit import WeightsError
+from .misfit import shorten
+from .rules import BACKBONE_TYPES, backbone_prefixes, detect_family
+from .weights import AVERAGED, find_weights, select_weights
 
 
-def refuse_released_names(names: Iterable[str]) -> None:
-    """Raise an error if parameter names are released ones.
-
-    Args:
-        names: Names without the prefix of the backbone.
-
-    Raises:
-        CheckpointError: If they are.
-    """
-    family = detect_family(names)
-    if family is not None:
-        raise CheckpointError(
-            f'the checkpoint has the released names of {BACKBONE_TYPES[family]}; '
-            'convert it with\n  pelk-mm convert_checkpoint SRC DST\nand load DST'
-        )
-
-
-def require_converted(
-    checkpoint: str, backbone_type: str, warm_start: str = ''
+def require_loadable(
+    checkpoint: str,
+    backbone_type: str,
+    warm_start: str = '',
+    prefix: str | None = None,
 ) -> None:
-    """Raise an error if a checkpoint has the released names.
+    """Raise an error if a checkpoint has the released names or not the given prefix.
 
     A file that cannot be read passes: loading it, which comes next, says what is wrong.
+    So does one that does not fit the backbone.
 
     Args:
         checkpoint: Path or URL of ``init_cfg=dict(type='Pretrained')``.
         backbone_type: Type of the backbone that it is for.
         warm_start: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for
             this backbone; '' if it takes no other family's weights.
+        prefix: ``prefix`` of the ``init_cfg``; None for none.
 
     Raises:
-        CheckpointError: If it has; the message has the command that converts it.
+        WeightsError: If it has; the message has the command that converts it, or the
+            prefix that it does have.
     """
     path = Path(checkpoint).expanduser()
-    if checkpoint.startswith(('http://', 'https://')):
+    if is_url(checkpoint):
         path = _download(checkpoint)
     try:
         content = read_checkpoint(path)
-        ema = find_weights(content)[0] == 'model_ema'
-        names = select_weights(content, ema).tensors
+        key, _ = find_weights(content)
+        ema = key in AVERAGED
+        names = list(select_weights(content, ema).tensors)
     except CheckpointError:
         return
-    family = detect_family(re.sub(r'^(module\.)*(backbone\.)?', '', n) for n in names)
+    prefixes = backbone_prefixes(names)
+    families = [
+        detect_family(n.removeprefix(p) for n in names if n.startswith(p))
+        for p in prefixes
+    ]
+    family = next(filter(None, families), None)
     if family is None:
+        if prefix is not None:
+            _require_prefix(checkpoint, prefix, names, prefixes)
         return
     released_type = BACKBONE_TYPES[family]
     if not warm_start and backbone_type != released_type:
-        raise CheckpointError(
+        raise WeightsError(
             f'{checkpoint} is a released {released_type} checkpoint, but the backbone '
             f'is {backbone_type}; give a checkpoint of {backbone_type}'
         )
     result = path.with_name(f'{path.stem}_pelk_mm.pth')
     command = ['pelk-mm', 'convert_checkpoint', str(path), str(result)]
     command += ['--ema'] * ema + ['--warm-start', warm_start] * bool(warm_start)
-    raise CheckpointError(
+    if len(prefixes) > 1:
+        command += ['--from-prefix', prefixes[families.index(family)]]
+    if prefixes != ['']:  # heads, perhaps, which an init_cfg has no use for
+        command += ['--prefix', '']
+    without = ' without prefix' * (prefix is not None)
+    raise WeightsError(
         f'{checkpoint} has the released names, not those of {backbone_type} here. '
-        f'Convert it with\n  {shlex.join(command)}\nand give the result as checkpoint.'
+        f'Convert it with\n  {shlex.join(command)}\nand give the result as checkpoint'
+        f'{without}.'
     )
+
+
+def _require_prefix(
+    checkpoint: str, prefix: str, names: list[str], prefixes: list[str]
+) -> None:
+    """Raise an error if no backbone is under a prefix, of which mmengine says less."""
+    given = prefix if prefix.endswith('.') else f'{prefix}.'  # as mmengine reads it
+    if given in prefixes:
+        return
+    if prefixes:
+        found = ' and '.join(map(repr, prefixes))
+        where = f'its backbone is under {found}; set prefix={prefixes[0]!r}'
+        if prefixes == ['']:
+            where = 'its backbone has no prefix; leave it out'
+    elif any(name.startswith(given) for name in names):
+        return
+    else:
+        where = f'its names are {shorten(names)}'
+    raise WeightsError(f'{checkpoint} has no backbone under prefix={prefix!r}; {where}')
 
 
 def _download(url: str) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pelk_mm.checkpoints.files import Item, write_output
+from pelk_mm.checkpoints.misfit import shorten
 
 #: Defaults of the arguments of backbones that weights depend on.
 _DEFAULTS: dict[str, Any] = dict(
@@ -94,12 +95,6 @@ class Report:
                 f'has {tuple(expected)}'
             )
         return ', '.join(problems)
-
-
-def shorten(names: Sequence[str], shown: int = 3) -> str:
-    """The first names of a list, and how many there are if that is not all."""
-    more = f', ... ({len(names)} in all)' * (len(names) > shown)
-    return ', '.join(names[:shown]) + more
 
 
 def show_progress(

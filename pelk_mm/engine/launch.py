@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from pelk_mm.checkpoints.files import first_line
+from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.config_types import (
     CONFIG_SUFFIXES,
     FRAMEWORKS,
@@ -160,4 +160,7 @@ def hand_over(tool: str) -> None:
         path = find_tool(framework, tool)
     except (LaunchError, ConfigError) as error:
         sys.exit(f'{tool}: {error}')
-    run_script(path, arguments, parser.prog)
+    try:
+        run_script(path, arguments, parser.prog)
+    except CheckpointError as error:  # a checkpoint that does not fit the backbone
+        sys.exit(f'{tool}: {error}')

@@ -1,4 +1,4 @@
-"""The guard against released names, which knows files and names but no models."""
+"""The look into a file before it is loaded, at names and not at models."""
 
 import shlex
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pelk_mm.checkpoints.files import CheckpointError
-from pelk_mm.checkpoints.guard import refuse_released_names, require_converted
+from pelk_mm.checkpoints.fit import WeightsError
+from pelk_mm.checkpoints.guard import require_loadable
 
 SLAK = 'stages.0.0.pwconv1.weight'
 REPLKNET = 'stem.0.conv.weight'
@@ -40,7 +41,7 @@ def test_released_names_are_refused_with_the_command(
 ):
     path = save(name)
     with pytest.raises(CheckpointError, match='has the released names') as error:
-        require_converted(path, backbone_type, warm_start)
+        require_loadable(path, backbone_type, warm_start)
     assert shlex.split(str(error.value).splitlines()[1]) == [
         'pelk-mm',
         'convert_checkpoint',
@@ -52,7 +53,7 @@ def test_released_names_are_refused_with_the_command(
 
 def test_averaged_weights_are_asked_for(save):
     with pytest.raises(CheckpointError, match=r'_pelk_mm\.pth --ema\n'):
-        require_converted(save(SLAK, key='model_ema'), 'SLaK')
+        require_loadable(save(SLAK, key='model_ema'), 'SLaK')
 
 
 def test_checkpoint_of_another_family_is_refused(save):
@@ -60,21 +61,39 @@ def test_checkpoint_of_another_family_is_refused(save):
         CheckpointError,
         match='a released RepLKNet checkpoint, but the backbone is SLaK',
     ):
-        require_converted(save(REPLKNET), 'SLaK')
+        require_loadable(save(REPLKNET), 'SLaK')
 
 
 def test_what_is_not_released_passes(save, tmp_path):
-    require_converted(save(OURS), 'SLaK')
-    require_converted(save('layer1.0.conv1.weight'), 'SLaK')
-    require_converted(str(tmp_path / 'nowhere.pth'), 'SLaK')
+    require_loadable(save(OURS), 'SLaK')
+    require_loadable(save('layer1.0.conv1.weight'), 'SLaK')
+    require_loadable(str(tmp_path / 'nowhere.pth'), 'SLaK')
     torch.save([1], tmp_path / 'list.pth')
-    require_converted(str(tmp_path / 'list.pth'), 'SLaK')
+    require_loadable(str(tmp_path / 'list.pth'), 'SLaK')
 
 
-def test_names_without_a_file():
-    refuse_released_names([OURS, 'decode_head.conv_seg.weight'])
-    with pytest.raises(
-        CheckpointError,
-        match='released names of SLaK; convert it with\n  pelk-mm convert_checkpoint',
-    ):
-        refuse_released_names([SLAK])
+@pytest.mark.parametrize(
+    ('names', 'prefix', 'message'),
+    [
+        ([f'backbone.{OURS}'], 'encoder.', "under 'backbone.'; set prefix='backbone.'"),
+        ([f'backbone.{OURS}', 'head.a'], 'head', "under 'backbone.'; set prefix='back"),
+        (
+            [f'student.backbone.{OURS}', f'teacher.backbone.{OURS}'],
+            'backbone.',
+            "under 'student.backbone.' and 'teacher.backbone.'; set prefix='student.b",
+        ),
+        ([OURS], 'backbone', 'its backbone has no prefix; leave it out'),
+        (['layer1.0.conv1.weight'], 'backbone.', 'its names are layer1.0.conv1.weight'),
+    ],
+)
+def test_prefix_that_the_file_does_not_have(save, names, prefix, message):
+    path = save(*names)
+    with pytest.raises(WeightsError, match=message) as error:
+        require_loadable(path, 'SLaK', prefix=prefix)
+    assert f'{path} has no backbone under prefix={prefix!r}' in str(error.value)
+
+
+def test_prefix_that_the_file_has(save):
+    require_loadable(save(f'backbone.{OURS}'), 'SLaK', prefix='backbone')
+    require_loadable(save('teacher.a', f'student.{OURS}'), 'SLaK', prefix='student.')
+    require_loadable(save('encoder.layer1.weight'), 'SLaK', prefix='encoder.')

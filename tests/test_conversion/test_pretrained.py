@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 from mmengine.runner import load_checkpoint
 
 from pelk_mm.checkpoints.files import CheckpointError
@@ -46,6 +47,16 @@ def test_released_file_names_the_command(small, save, family, wrapper):
         str(path.with_name('a file_pelk_mm.pth')),
         *ema,
     ]
+
+
+@pytest.mark.parametrize('kind', ['mmengine.Pretrained', PretrainedInit])
+def test_other_spellings_of_the_type(small, save, kind):
+    model, released = small()
+    cfg = dict(type=kind, checkpoint=str(save(released)))
+    model.init_cfg = [dict(type='Constant', val=1, layer='Conv2d'), cfg]
+    with pytest.raises(CheckpointError, match='has the released names') as error:
+        model.init_weights()
+    assert command_of(error)[1] == 'convert_checkpoint'
 
 
 def test_the_command_is_right(small, save, build):

@@ -10,6 +10,7 @@ from pelk_mm.engine import launch
 from pelk_mm.engine.launch import (
     LaunchError,
     find_tool,
+    hand_over,
     is_config_name,
     require_data_roots,
     require_entries,
@@ -249,3 +250,17 @@ def test_usage_is_the_frameworks_own(tmp_path):
     assert result.returncode == 0
     assert '--amp' in result.stdout
     assert '--work-dir' in result.stdout
+
+
+def test_checkpoint_that_does_not_fit_is_one_line(monkeypatch, tmp_path):
+    """Not a traceback of mmengine's around it."""
+    script = tmp_path / 'tool.py'
+    script.write_text(
+        'from pelk_mm.checkpoints.files import CheckpointError\n'
+        "raise CheckpointError('it does not fit')\n"
+    )
+    monkeypatch.setattr('pelk_mm.engine.launch.find_tool', lambda *_: script)
+    monkeypatch.setattr('sys.argv', ['train'])
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+    with pytest.raises(SystemExit, match='^train: it does not fit$'):
+        hand_over('train')

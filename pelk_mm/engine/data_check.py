@@ -16,6 +16,10 @@ from .config_edit import crop_sizes
 from .random_state import preserve_random_state
 
 
+class DataCheckError(ValueError):
+    """A config that does not fit its data."""
+
+
 def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Modules that classify pixels, by name, wherever the model has them."""
     for name, module in model.named_modules():
@@ -52,7 +56,7 @@ class SegDataCheckHook(Hook):
     nothing. Crop sizes that disagree are logged.
 
     Raises:
-        ValueError: At the start, if the number of classes of a head is not that of
+        DataCheckError: At the start, if the number of classes of a head is not that of
             the training, validation or test set, a set that is evaluated names no
             classes, or a loop over epochs has an endless sampler; at a batch, if it
             has a label beyond the classes.
@@ -75,7 +79,7 @@ class SegDataCheckHook(Hook):
         if isinstance(loop, EpochBasedTrainLoop) and isinstance(
             sampler, InfiniteSampler
         ):
-            raise ValueError(
+            raise DataCheckError(
                 'EpochBasedTrainLoop would never end an epoch of InfiniteSampler; set '
                 "train_dataloader.sampler=dict(type='DefaultSampler', shuffle=True)"
             )
@@ -118,12 +122,12 @@ class SegDataCheckHook(Hook):
         kind, classes = type(dataset).__name__, dataset.metainfo.get('classes')
         place = f'{mode}_dataloader.dataset'
         if classes is None:
-            raise ValueError(
+            raise DataCheckError(
                 f'the {kind} of {place} names no classes; set '
                 f"{place}.metainfo=dict(classes=('first', 'second', ...))"
             )
         if isinstance(classes, str):
-            raise ValueError(
+            raise DataCheckError(
                 f'classes {classes!r} of {place} must be a tuple; a single class is '
                 f'({classes!r},), with a comma'
             )
@@ -131,7 +135,7 @@ class SegDataCheckHook(Hook):
             # One channel separates two classes, which mmseg also calls one.
             binary = getattr(head, 'out_channels', None) == 1 and len(classes) <= 2
             if head.num_classes != len(classes) and not binary:
-                raise ValueError(
+                raise DataCheckError(
                     f'{type(head).__name__} model.{name} has num_classes='
                     f'{head.num_classes}, the {kind} of {place} has {len(classes)} '
                     f'classes: {_abridged(classes)}. Set num_classes={len(classes)} '
@@ -151,7 +155,7 @@ class SegDataCheckHook(Hook):
                 ignored = getattr(head, 'ignore_index', 255)
                 wrong = present[(present >= count) & (present != ignored)].tolist()
                 if wrong:
-                    raise ValueError(
+                    raise DataCheckError(
                         f'label {_abridged(wrong)} in {sample.get("seg_map_path")}: '
                         f'model.{name} has the classes 0 to {count - 1} and ignores '
                         f'{ignored}. If label 0 means unlabelled and classes begin at '

@@ -19,6 +19,8 @@ from pelk_mm.config_types import (
 )
 from pelk_mm_cli import run_script
 
+from .data_check import DataCheckError
+
 
 class LaunchError(ValueError):
     """A command line or config that no run can start from."""
@@ -162,5 +164,6 @@ def hand_over(tool: str) -> None:
         sys.exit(f'{tool}: {error}')
     try:
         run_script(path, arguments, parser.prog)
-    except CheckpointError as error:  # a checkpoint that does not fit the backbone
+    except (CheckpointError, DataCheckError) as error:
+        # A checkpoint that does not fit the backbone, or a config its data.
         sys.exit(f'{tool}: {error}')

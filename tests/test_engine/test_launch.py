@@ -252,13 +252,18 @@ def test_usage_is_the_frameworks_own(tmp_path):
     assert '--work-dir' in result.stdout
 
 
-def test_checkpoint_that_does_not_fit_is_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    'error',
+    [
+        'pelk_mm.checkpoints.files.CheckpointError',
+        'pelk_mm.engine.data_check.DataCheckError',
+    ],
+)
+def test_what_does_not_fit_is_one_line(error, monkeypatch, tmp_path):
     """Not a traceback of mmengine's around it."""
+    module, _, name = error.rpartition('.')
     script = tmp_path / 'tool.py'
-    script.write_text(
-        'from pelk_mm.checkpoints.files import CheckpointError\n'
-        "raise CheckpointError('it does not fit')\n"
-    )
+    script.write_text(f"from {module} import {name}\nraise {name}('it does not fit')\n")
     monkeypatch.setattr('pelk_mm.engine.launch.find_tool', lambda *_: script)
     monkeypatch.setattr('sys.argv', ['train'])
     monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])

@@ -75,8 +75,8 @@ def require_loadable(
     command += ['--ema'] * ema + ['--warm-start', warm_start] * bool(warm_start)
     if len(prefixes) > 1:
         command += ['--from-prefix', prefixes[families.index(family)]]
-    if prefixes != ['']:  # heads, perhaps, which an init_cfg has no use for
-        command += ['--prefix', '']
+    if not all(name.startswith(tuple(prefixes)) for name in names):
+        command += ['--prefix', '']  # without heads, which an init_cfg has no use for
     without = ' without prefix' * (prefix is not None)
     raise WeightsError(
         f'{checkpoint} has the released names, not those of {backbone_type} here. '

@@ -1,0 +1,166 @@
+"""The backend on the triton kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem, dtype_name
+from ..base import Backend, Gradients, Passes
+from . import availability, launch
+from .plan import SPLITS, TILES, Plan, Tile
+
+_ELEMENTS = 2**31
+
+
+class Triton(Backend):
+    """Sums of products with banded Toeplitz matrices, on tensor cores.
+
+    Args:
+        name: What it is called.
+        tiles: Variants of the kernels, of which the cheapest is taken.
+    """
+
+    def __init__(self, name: str, tiles: tuple[Tile, ...]) -> None:
+        self.name, self.tiles = name, tiles
+
+    @staticmethod
+    def state() -> Hashable:
+        """What has failed so far."""
+        return availability.failures()
+
+    def why_not(self, problem: Problem) -> str | None:
+        """It computes float32, bfloat16 and float16 on NVIDIA GPUs."""
+        if problem.plain:
+            return "exporters to ONNX know torch's own operators only"
+        if problem.dtype not in SPLITS:
+            known = ', '.join(map(dtype_name, SPLITS))
+            return f'it computes {known}, and x is {dtype_name(problem.dtype)}'
+        reason = availability.why_not(problem.device)
+        if reason is None and 0 not in problem.shape:
+            plan, _ = self._plan(problem, problem.cells)
+            if plan.scratch(1, 1) >= _ELEMENTS:
+                return 'one of the maps is too large for offsets of 32 bits'
+        return reason
+
+    def forward(
+        self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Convolve, the bias added on the way out."""
+        plan, tile = self._plan(problem, _taps(problem, weight))
+        out = _empty(problem, x)
+        with _device_of(x):
+            self._convolve(plan, tile, x, weight, bias, out)
+        return out
+
+    @staticmethod
+    def _convolve(
+        plan: Plan,
+        tile: Tile,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        x, out = (launch.oriented(plan, maps) for maps in (x, out))
+        for images, channels in plan.chunks(tile):
+            planes = launch.Planes(plan, x[images, channels], True, plan.side)
+            rows = launch.lay_out_weights(plan, weight[channels], tile)
+            own = None if bias is None else bias[channels]
+            launch.convolve(plan, tile, planes, rows, own, out[images, channels])
+
+    def backward(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        needs_x: bool,
+    ) -> Gradients:
+        """Differentiate; both gradients share the planes of the output's."""
+        taps = _taps(problem, weight)
+        plan, tile = self._plan(problem, taps)
+        adjoint = _make_plan(problem, (taps[0][::-1], taps[1][::-1]), plan.transposed)
+        flipped = weight.flip(-2, -1)
+        grad_x = _empty(problem, grad) if needs_x else None
+        chunks = plan.chunks(tile)
+        parts: dict[int, Tensor] = {}
+        with _device_of(grad):
+            for images, channels in chunks:
+                own = launch.oriented(plan, grad)[images, channels]
+                planes = launch.Planes(plan, own, True, plan.side)
+                if grad_x is not None:
+                    rows = launch.lay_out_weights(adjoint, flipped[channels], tile)
+                    to = launch.oriented(plan, grad_x)[images, channels]
+                    launch.convolve(adjoint, tile, planes, rows, None, to)
+                if x is not None:
+                    own = launch.oriented(plan, x)[images, channels]
+                    seen = launch.Planes(plan, own, False, 2 * plan.side)
+                    part = parts.setdefault(
+                        images.start, grad.new_zeros(weight.shape, dtype=torch.float32)
+                    )
+                    to = part.transpose(1, 2) if plan.transposed else part
+                    launch.weight_gradient(plan, planes, seen, to[channels])
+        grad_weight = None
+        if x is not None:
+            grad_weight = functools.reduce(torch.add, parts.values())
+        return grad_x, grad_weight
+
+    def _plan(
+        self, problem: Problem, taps: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> tuple[Plan, Tile]:
+        """The cheapest way."""
+        return _cheapest(problem, taps, self.tiles)
+
+    def cost(self, problem: Problem, passes: Passes) -> float:
+        """Count what the passes take; the interpreter takes a million times as long."""
+        plan, tile = self._plan(problem, problem.cells)
+        time = 30000.0 * len(passes) + plan.work(tile) * len(passes)
+        return time * 1e6 if problem.device == 'cpu' else time
+
+
+def _taps(
+    problem: Problem, weight: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cells of the whole kernel, which the problem's may be clipped of."""
+    if problem.grid is not None:
+        return problem.cells
+    return (1,) * weight.shape[1], (1,) * weight.shape[2]
+
+
+def _empty(problem: Problem, like: Tensor) -> Tensor:
+    return like.new_empty(problem.shape).contiguous(memory_format=problem.memory_format)
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_plan(
+    problem: Problem,
+    taps: tuple[tuple[int, ...], tuple[int, ...]],
+    transposed: bool,
+) -> Plan:
+    return Plan(problem, taps, transposed)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cheapest(
+    problem: Problem,
+    taps: tuple[tuple[int, ...], tuple[int, ...]],
+    tiles: tuple[Tile, ...],
+) -> tuple[Plan, Tile]:
+    plans = [_make_plan(problem, taps, transposed) for transposed in (False, True)]
+    return min(
+        ((plan, tile) for plan in plans for tile in tiles),
+        key=lambda option: option[0].work(option[1]),
+    )
+
+
+def _device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Launch on the device that a tensor is on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+BACKENDS: tuple[Backend, ...] = (Triton('triton', TILES),)

@@ -1,0 +1,304 @@
+"""What starts the kernels: scratch, tables and grids."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import availability
+from .plan import VECTOR, Plan, Tile, up
+
+#: Boxes of `lay_out_rows`, by the axis that is contiguous in the map.
+_BOXES = {0: (32, 1, 32), 1: (1, 64, 32), 2: (1, 8, 128), 3: (1, 8, 128)}
+_BLOCK = 1024
+#: Blocks of eight elements that one program of `correlate` sums: bounds the error of
+#: its running sum, and gives large maps enough programs.
+_SPLIT_BLOCKS = 4096
+#: Columns of `correlate`'s results.
+_LAGS = 64
+_TERM_ROWS = 128
+_DEPTH = 32
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(numbers: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Numbers on a device, copied there once."""
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(number for row in rows for number in row)
+
+
+def _contiguous_axis(strides: Sequence[int]) -> int:
+    """Of channels, rows and columns the axis of stride 1, else 3."""
+    _, *axes = strides
+    return 2 if axes[2] == 1 else axes.index(1) if 1 in axes else 3
+
+
+def oriented(plan: Plan, maps: Tensor) -> Tensor:
+    """Maps with the plan's rows as rows."""
+    return maps.transpose(2, 3) if plan.transposed else maps
+
+
+class Planes:
+    """Planes of some images and channels of a map, in scratch.
+
+    Args:
+        plan: What they are made for.
+        maps: The map's part, rows as the plan has them.
+        summed: Whether box sums are wanted.
+        aligned: Element that is to be aligned, relative to a plane's first: what the
+            leftmost tile reads first.
+    """
+
+    def __init__(self, plan: Plan, maps: Tensor, summed: bool, aligned: int) -> None:
+        pack, _ = availability.modules()
+        self.plan = plan
+        self.images, self.channels = maps.shape[:2]
+        self.stride = plan.plane_stride(self.images, self.channels)
+        self.gap = plan.largest_gap
+        kept = plan.planes if summed else plan.split.row
+        self.buffer = maps.new_empty(
+            kept * self.stride + self.gap + VECTOR, dtype=plan.split.operand
+        )
+        #: Of the first plane's first element.
+        self.origin = self.gap - aligned % VECTOR
+        elements = self.stride - self.gap
+        # The gaps are zeros.
+        gaps = self.buffer[: kept * self.stride].view(kept, self.stride)
+        gaps[:, : self.origin].zero_()
+        gaps[:, self.origin + elements :].zero_()
+        self.buffer[kept * self.stride :].zero_()
+        contiguous = _contiguous_axis(maps.stride())
+        box = _BOXES[contiguous]
+        programs = self.images
+        for size, edge in zip(
+            (self.channels, plan.image_rows, plan.pitch), box, strict=True
+        ):
+            programs *= -(-size // edge)
+        availability.launch(
+            pack.lay_out_rows,
+            (programs,),
+            maps.device.type,
+            maps,
+            self.buffer[self.origin :],
+            *maps.stride(),
+            self.images,
+            self.channels,
+            plan.height,
+            plan.width,
+            plan.image_rows,
+            plan.pitch,
+            self.stride,
+            CONTIGUOUS=contiguous,
+            PARTS=plan.split.row,
+            CHANNELS=box[0],
+            ROWS=box[1],
+            COLUMNS=box[2],
+        )
+        if not (summed and plan.sums):
+            return
+        # From the rows before the first image on, whose sums reach into it.
+        first = up(self.origin - plan.reach * plan.pitch, VECTOR) - VECTOR
+        count = self.origin + elements - first
+        availability.launch(
+            pack.add_rows,
+            (-(-count // _BLOCK),),
+            maps.device.type,
+            self.buffer[first:],
+            self.buffer[plan.split.row * self.stride + first :],
+            _table(tuple(plan.sums), torch.int32, str(maps.device)),
+            count,
+            plan.pitch,
+            self.stride,
+            len(plan.sums),
+            plan.sum_scale,
+            plan.split.low_scale,
+            ROW_PARTS=plan.split.row,
+            PARTS=plan.split.sums,
+            BLOCK=_BLOCK,
+        )
+
+    def at(self, position: int) -> Tensor:
+        """The scratch from an element on, relative to the first plane's first."""
+        return self.buffer[self.origin + position :]
+
+
+def lay_out_weights(plan: Plan, weight: Tensor, tile: Tile) -> Tensor:
+    """Rows of taps as `convolve` reads them."""
+    pack, _ = availability.modules()
+    channels = weight.shape[0]
+    weight = weight.transpose(1, 2) if plan.transposed else weight
+    rows, length = len(plan.row_cells), plan.row_length(tile)
+    parts = plan.split.weight
+    to = weight.new_empty(
+        channels * rows * parts * VECTOR * length, dtype=plan.split.operand
+    )
+    indices = [cell.index for cell in plan.row_cells]
+    for cell in plan.column_cells:
+        indices += [cell.index] * cell.length
+    availability.launch(
+        pack.lay_out_weights,
+        (channels * rows, -(-length // 128)),
+        weight.device.type,
+        weight,
+        to,
+        _table(tuple(indices), torch.int32, str(weight.device)),
+        *weight.stride(),
+        rows,
+        2 * plan.side + 1,
+        length,
+        tile.columns,
+        PARTS=parts,
+        BLOCK=128,
+    )
+    return to
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(plan: Plan, tile: Tile) -> tuple[int, ...]:
+    """The table that `convolve` walks along."""
+    steps = plan.steps(tile)
+    ends = [0, 0, 0, 0]
+    rows = []
+    place = plan.row_length(tile)  # eight copies, in units of eight
+    for product in plan.products:
+        for step in range(steps):
+            column = step * tile.depth // VECTOR
+            row = product.row * place + column
+            rows.append((product.plane, product.offset, column, row))
+        ends[product.phase] = len(rows)
+    for phase in range(1, 4):
+        ends[phase] = max(ends[phase], ends[phase - 1])
+    return _flat([ends, *rows, (0, 0, 0, 0)])
+
+
+def convolve(
+    plan: Plan, tile: Tile, planes: Planes, rows: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
+    """Write the output's part for which there are planes.
+
+    Args:
+        plan: What is computed.
+        tile: The variant.
+        planes: Planes of the input, with the elements `side` left of them aligned.
+        rows: What `lay_out_weights` made of its channels' weights.
+        bias: Bias of its channels.
+        out: The part of the output, rows as the plan has them.
+    """
+    _, products = availability.modules()
+    stacked, tiles_y = plan.tile_rows(tile, planes.images)
+    groups = 1 if stacked else planes.images
+    group_rows = plan.image_rows * (planes.images // groups)
+    tiles_x = -(-plan.width // tile.columns)
+    availability.launch(
+        products.convolve,
+        (planes.channels * groups * tiles_y * tiles_x,),
+        out.device.type,
+        planes.at(-plan.side),
+        rows,
+        _table(_steps(plan, tile), torch.int32, str(out.device)),
+        bias,
+        out,
+        *out.stride(),
+        planes.images,
+        groups,
+        tiles_y,
+        tiles_x,
+        plan.height,
+        plan.width,
+        plan.image_rows,
+        group_rows,
+        plan.pitch // VECTOR,
+        planes.stride // VECTOR,
+        plan.row_length(tile) // VECTOR,
+        len(plan.row_cells) * plan.split.weight * plan.row_length(tile),
+        *plan.scales,
+        CONTIGUOUS=_contiguous_axis(out.stride()),
+        PHASES=plan.phases,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=tile.depth,
+        COLUMNS_FIRST=tile.columns_first,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+    )
+
+
+def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
+    """Write the gradient of a part of the channels, summed over a part of the images.
+
+    Args:
+        plan: What is computed.
+        grad: Planes of the gradient to the output, with box sums, laid out as for the
+            gradient to the input.
+        x: Planes of the input, with the elements twice `side` left of them aligned.
+        to: Zeros of shape (C, ., .), float32, rows as the plan has them.
+    """
+    pack, products = availability.modules()
+    channels, device = grad.channels, str(to.device)
+    terms = plan.terms
+    row_tiles = -(-len(terms) * VECTOR // _TERM_ROWS)
+    lag_tiles = -(-plan.lags // _LAGS)
+    blocks = plan.image_rows * plan.pitch // VECTOR * grad.images
+    split = min(_SPLIT_BLOCKS, up(blocks, _DEPTH))
+    splits = -(-blocks // split)
+    n_rows, n_lags = row_tiles * _TERM_ROWS, lag_tiles * _LAGS
+    partial = to.new_empty(splits * channels * n_rows * n_lags)
+    padded = [(term[1], term[2]) for term in terms]
+    padded += [(0, 0)] * (n_rows // VECTOR - len(terms))
+    first = -(plan.side % VECTOR)
+    availability.launch(
+        products.correlate,
+        (splits * channels * row_tiles * lag_tiles,),
+        to.device.type,
+        grad.at(first),
+        x.at(first - plan.side),
+        _table(_flat(padded), torch.int32, device),
+        partial,
+        channels,
+        row_tiles,
+        lag_tiles,
+        blocks,
+        split,
+        plan.pitch // VECTOR,
+        grad.stride // VECTOR,
+        x.stride // VECTOR,
+        PARTS=plan.split.row,
+        ROWS=_TERM_ROWS,
+        LAGS=_LAGS,
+        DEPTH=_DEPTH,
+        STAGES=3,
+        num_warps=8,
+    )
+    cells = []
+    for number, cell in enumerate(plan.row_cells):
+        own = [i for i, term in enumerate(terms) if term[0] == number]
+        cells.append((cell.index, own[0], own[-1] + 1))
+    for cell in plan.column_cells:
+        start = cell.start + plan.side
+        cells.append((cell.index, start, start + cell.length))
+    taps = 2 * plan.side + 1
+    availability.launch(
+        products.add_partial,
+        (channels * len(plan.row_cells),),
+        to.device.type,
+        partial,
+        _table(_flat(cells), torch.int32, device),
+        _table(tuple(term[3] for term in terms), torch.float32, device),
+        to,
+        *to.stride(),
+        channels,
+        len(plan.row_cells),
+        len(plan.column_cells),
+        splits,
+        taps,
+        n_rows,
+        n_lags,
+        DENSE=len(plan.column_cells) == taps,
+        BLOCK=max(16, 1 << (taps - 1).bit_length()),
+    )

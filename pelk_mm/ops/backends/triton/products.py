@@ -1,0 +1,318 @@
+"""The kernels that multiply matrices: the convolution and its gradient to the weights.
+
+See `plan.py` for what is multiplied. Offsets within scratch have 32 bits, those into
+maps 64; prefixes are those of `pack.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+# Types of arguments, as triton spells them.
+i32 = Any
+i64 = Any
+
+#: Whether triton's interpreter runs the kernels. It multiplies bfloat16 as integers.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def multiply(a: Any, b: Any, total: Any) -> Any:
+    """Add the product of two matrices."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total)
+
+
+@triton.jit(
+    do_not_specialize=[
+        's_image',
+        's_channel',
+        's_row',
+        's_column',
+        'n_images',
+        'n_groups',
+        'n_tiles_y',
+        'n_tiles_x',
+        'height',
+        'width',
+        'image_rows',
+        'group_rows',
+        'pitch_8',
+        'plane_stride_8',
+        'row_length_8',
+        'rows_stride_8',
+    ],
+    do_not_specialize_on_alignment=['p_out', 'p_bias'],
+)
+def convolve(
+    p_planes: Any,
+    p_weights: Any,
+    p_steps: Any,
+    p_bias: Any,
+    p_out: Any,
+    s_image: i64,
+    s_channel: i64,
+    s_row: i64,
+    s_column: i64,
+    n_images: i32,
+    n_groups: i32,
+    n_tiles_y: i32,
+    n_tiles_x: i32,
+    height: i32,
+    width: i32,
+    image_rows: i32,
+    group_rows: i32,
+    pitch_8: i32,
+    plane_stride_8: i32,
+    row_length_8: i32,
+    rows_stride_8: i32,
+    scale_0: Any,
+    scale_1: Any,
+    CONTIGUOUS: tl.constexpr,
+    PHASES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMNS_FIRST: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Add up products of planes and Toeplitz matrices for a tile of the output.
+
+    `p_steps` has the end of each phase in its first row, then rows of plane, row
+    offset, first column and place of the weights (both in units of eight), one of
+    zeros at the end. Rows of a tile belong to a group of images, one below the other.
+    `p_planes` is as many elements before the first plane as a kernel reaches left.
+    """
+    pid = tl.program_id(0)
+    tile_x = pid % n_tiles_x
+    pid = pid // n_tiles_x
+    tile_y = pid % n_tiles_y
+    pid = pid // n_tiles_y
+    group = pid % n_groups
+    channel = pid // n_groups
+
+    y = tl.arange(0, ROWS)
+    x = tl.arange(0, COLUMNS)
+    k = tl.arange(0, DEPTH)
+    first_row = tile_y * ROWS
+    first_column = tile_x * COLUMNS
+    pitch = pitch_8 * 8
+    base = (channel * n_groups + group) * group_rows + first_row
+    p_tile = p_planes + (base * pitch + first_column)
+    p_row = p_weights + channel * rows_stride_8 * 8 + (COLUMNS - 8)
+    # A load takes a pointer for all threads and a 32-bit offset for each: 64-bit
+    # pointers would take twice the registers.
+    tile_offset = y[:, None] * pitch + k[None, :]
+    row_offset = (x % 8 * row_length_8 * 8 - x // 8 * 8)[:, None] + k[None, :]
+
+    if COLUMNS_FIRST:
+        total = tl.zeros((COLUMNS, ROWS), tl.float32)
+    else:
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    start = 0
+    p_step = p_steps + 4
+    plane = tl.load(p_step)
+    offset = tl.load(p_step + 1)
+    column = tl.load(p_step + 2)
+    place = tl.load(p_step + 3)
+    for phase in tl.static_range(PHASES):
+        end = tl.load(p_steps + phase)
+        for _ in tl.range(start, end, num_stages=STAGES):
+            step = (plane * plane_stride_8 + offset * pitch_8 + column) * 8
+            # Through the first-level cache, as the next steps read most of it again.
+            rows = tl.load(p_tile + step + tile_offset, cache_modifier='.ca')
+            taps = tl.load(p_row + place * 8 + row_offset, cache_modifier='.ca')
+            # The next step's numbers, so that nothing waits for them.
+            p_step += 4
+            plane = tl.load(p_step)
+            offset = tl.load(p_step + 1)
+            column = tl.load(p_step + 2)
+            place = tl.load(p_step + 3)
+            if COLUMNS_FIRST:
+                total = multiply(taps, tl.trans(rows), total)
+            else:
+                total = multiply(rows, tl.trans(taps), total)
+        start = end
+        if PHASES > 1:
+            if phase == 0:
+                total *= scale_0
+            elif phase == 1:
+                total *= scale_1
+    if COLUMNS_FIRST:
+        total = tl.trans(total)
+    if p_bias is not None:
+        total += tl.load(p_bias + channel).to(tl.float32)
+
+    if CONTIGUOUS == 1:
+        s_row = 1
+    elif CONTIGUOUS == 2:
+        s_column = 1
+    row = first_row + y
+    image = row // image_rows
+    image_row = row - image * image_rows
+    inside = (image_row < height) & (row < group_rows)
+    # Relative to the tile's first row, so that 32 bits are enough.
+    first_image = first_row // image_rows
+    first_row -= first_image * image_rows
+    down = (image - first_image) * s_image + (image_row - first_row) * s_row
+    across = x * s_column
+    first_image += group * (n_images // n_groups)
+    p_tile = p_out + first_image * s_image + channel * s_channel
+    p_tile += first_row * s_row + first_column * s_column
+    tl.store(
+        p_tile + (down.to(tl.int32)[:, None] + across.to(tl.int32)[None, :]),
+        total.to(p_out.dtype.element_ty),
+        mask=inside[:, None] & (first_column + x < width)[None, :],
+    )
+
+
+@triton.jit(
+    do_not_specialize=[
+        'n_channels',
+        'n_row_tiles',
+        'n_lag_tiles',
+        'n_blocks',
+        'split_blocks',
+        'pitch_8',
+        'grad_stride_8',
+        'x_stride_8',
+    ]
+)
+def correlate(
+    p_grad: Any,
+    p_x: Any,
+    p_terms: Any,
+    p_partial: Any,
+    n_channels: i32,
+    n_row_tiles: i32,
+    n_lag_tiles: i32,
+    n_blocks: i32,
+    split_blocks: i32,
+    pitch_8: i32,
+    grad_stride_8: i32,
+    x_stride_8: i32,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAGS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Add up products of eight columns of the gradient and the columns of x they saw.
+
+    Blocks of eight elements of the whole of a channel's planes, zeros and all, are the
+    axis that is summed over. Rows of the result: eight per term (a plane and a row
+    offset in `p_terms`), one for each element of a block. Columns: those of x, from the
+    first that the block's first element saw. Programs split the blocks; each has a
+    part of the sum for itself.
+    """
+    pid = tl.program_id(0)
+    lag_tile = pid % n_lag_tiles
+    pid = pid // n_lag_tiles
+    row_tile = pid % n_row_tiles
+    pid = pid // n_row_tiles
+    channel = pid % n_channels
+    split = pid // n_channels
+
+    k = tl.arange(0, DEPTH)
+    row = tl.arange(0, ROWS)
+    lag = tl.arange(0, LAGS)
+    p_term = p_terms + 2 * (row_tile * (ROWS // 8) + row // 8)
+    moved = tl.load(p_term) * grad_stride_8 + tl.load(p_term + 1) * pitch_8
+    moved = moved[None, :] * 8 + row[None, :] % 8
+    grad_offset = tl.max_contiguous(tl.multiple_of(moved, [1, 8]), [1, 8])
+    grad_offset += k[:, None] * 8
+    x_offset = k[:, None] * 8 + lag[None, :]
+
+    first = split * split_blocks
+    end = tl.minimum(first + split_blocks, n_blocks)
+    total = tl.zeros((ROWS, LAGS), tl.float32)
+    for part in tl.static_range(PARTS):
+        p_g = p_grad + (channel * n_blocks + first) * 8
+        p_s = p_x + (part * x_stride_8 + channel * n_blocks + first) * 8
+        p_s += lag_tile * LAGS
+        for block in tl.range(first, end, DEPTH, num_stages=STAGES):
+            grad = tl.load(p_g + grad_offset, cache_modifier='.ca')
+            seen = tl.load(
+                p_s + x_offset,
+                mask=(block + k < end)[:, None],
+                other=0,
+                cache_modifier='.ca',
+            )
+            total = multiply(tl.trans(grad), seen, total)
+            p_g += DEPTH * 8
+            p_s += DEPTH * 8
+    place = (split * n_channels + channel).to(tl.int64) * n_row_tiles + row_tile
+    place = (place * ROWS + row)[:, None] * (n_lag_tiles * LAGS)
+    tl.store(p_partial + place + (lag_tile * LAGS + lag)[None, :], total)
+
+
+@triton.jit(
+    do_not_specialize=[
+        's_channel',
+        's_row',
+        's_column',
+        'n_channels',
+        'n_row_cells',
+        'n_column_cells',
+        'n_splits',
+        'n_taps',
+        'n_rows',
+        'n_lags',
+    ],
+)
+def add_partial(
+    p_partial: Any,
+    p_cells: Any,
+    p_scales: Any,
+    p_out: Any,
+    s_channel: i64,
+    s_row: i64,
+    s_column: i64,
+    n_channels: i32,
+    n_row_cells: i32,
+    n_column_cells: i32,
+    n_splits: i32,
+    n_taps: i32,
+    n_rows: i32,
+    n_lags: i32,
+    DENSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Add what `correlate` left, in a fixed order, to the gradient of a row of cells.
+
+    `p_cells` has, for each row cell, the parameter's row and its terms' first and end;
+    then for each column cell the parameter's column, its first tap and end. `DENSE`
+    where each of these has one tap.
+    """
+    cell = tl.program_id(0) % n_row_cells
+    channel = tl.program_id(0) // n_row_cells
+    p_row_cell = p_cells + 3 * cell
+    p_columns = p_cells + 3 * n_row_cells
+    p_to = p_out + channel * s_channel + tl.load(p_row_cell) * s_row
+    element = tl.arange(0, 8)[:, None]
+    tap = tl.arange(0, BLOCK)
+    inside = tap < n_taps
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for term in range(tl.load(p_row_cell + 1), tl.load(p_row_cell + 2)):
+        total = tl.zeros((8, BLOCK), tl.float32)
+        for split in range(n_splits):
+            row = (split * n_channels + channel).to(tl.int64) * n_rows + term * 8
+            # Of the columns of x, an element saw the first as many columns further on.
+            place = (row + element) * n_lags + element + tap[None, :]
+            total += tl.load(p_partial + place, mask=inside[None, :], other=0)
+        sums += tl.sum(total, 0) * tl.load(p_scales + term)
+    if DENSE:
+        column = tl.load(p_columns + 3 * tap, mask=inside, other=0)
+        tl.store(p_to + column * s_column, sums, mask=inside)
+    else:
+        for number in range(n_column_cells):
+            p_column = p_columns + 3 * number
+            first = tl.load(p_column + 1)
+            covered = (tap >= first) & (tap < tl.load(p_column + 2))
+            parameter = tl.sum(tl.where(covered, sums, 0))
+            tl.store(p_to + tl.load(p_column) * s_column, parameter)

@@ -160,21 +160,22 @@ def lay_out_weights(plan: Plan, weight: Tensor, tile: Tile) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _steps(plan: Plan, tile: Tile) -> tuple[int, ...]:
+def _steps(plan: Plan, tile: Tile, plane_stride: int) -> tuple[int, ...]:
     """The table that `convolve` walks along."""
     steps = plan.steps(tile)
-    ends = [0, 0, 0, 0]
-    rows = []
+    ends: list[int] = [0, 0, 0, 0]
+    rows: list[tuple[int, int]] = []
     place = plan.row_length(tile)  # eight copies, in units of eight
     for product in plan.products:
         for step in range(steps):
             column = step * tile.depth // VECTOR
-            row = product.row * place + column
-            rows.append((product.plane, product.offset, column, row))
+            from_row = product.offset * plan.pitch // VECTOR + column
+            from_plane = product.plane * plane_stride // VECTOR
+            rows.append((from_plane + from_row, product.row * place + column))
         ends[product.phase] = len(rows)
     for phase in range(1, 4):
         ends[phase] = max(ends[phase], ends[phase - 1])
-    return _flat([ends, *rows, (0, 0, 0, 0)])
+    return _flat([ends, *rows, (0, 0)])
 
 
 def convolve(
@@ -201,7 +202,7 @@ def convolve(
         out.device.type,
         planes.at(-plan.side),
         rows,
-        _table(_steps(plan, tile), torch.int32, str(out.device)),
+        _table(_steps(plan, tile, planes.stride), torch.int32, str(out.device)),
         bias,
         out,
         *out.stride(),
@@ -214,7 +215,6 @@ def convolve(
         plan.image_rows,
         group_rows,
         plan.pitch // VECTOR,
-        planes.stride // VECTOR,
         plan.row_length(tile) // VECTOR,
         len(plan.row_cells) * plan.split.weight * plan.row_length(tile),
         *plan.scales,

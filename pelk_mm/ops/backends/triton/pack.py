@@ -71,9 +71,9 @@ def lay_out_rows(
     `CONTIGUOUS` in the map: 0 for channels, 1 for rows, 2 for columns, 3 for none.
     """
     pid = tl.program_id(0)
-    n_x = tl.cdiv(pitch, COLUMNS)
-    n_y = tl.cdiv(image_rows, ROWS)
-    n_c = tl.cdiv(n_channels, CHANNELS)
+    n_x = (pitch + COLUMNS - 1) // COLUMNS
+    n_y = (image_rows + ROWS - 1) // ROWS
+    n_c = (n_channels + CHANNELS - 1) // CHANNELS
     x = pid % n_x * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
     pid = pid // n_x
     y = pid % n_y * ROWS + tl.arange(0, ROWS)[None, :, None]

@@ -19,15 +19,6 @@ i64 = Any
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
-@triton.jit
-def multiply(a: Any, b: Any, total: Any) -> Any:
-    """Add the product of two matrices."""
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, total)
-
-
 @triton.jit(
     do_not_specialize=[
         's_image',
@@ -43,7 +34,6 @@ def multiply(a: Any, b: Any, total: Any) -> Any:
         'image_rows',
         'group_rows',
         'pitch_8',
-        'plane_stride_8',
         'row_length_8',
         'rows_stride_8',
     ],
@@ -68,7 +58,6 @@ def convolve(
     image_rows: i32,
     group_rows: i32,
     pitch_8: i32,
-    plane_stride_8: i32,
     row_length_8: i32,
     rows_stride_8: i32,
     scale_0: Any,
@@ -83,9 +72,9 @@ def convolve(
 ) -> None:
     """Add up products of planes and Toeplitz matrices for a tile of the output.
 
-    `p_steps` has the end of each phase in its first row, then rows of plane, row
-    offset, first column and place of the weights (both in units of eight), one of
-    zeros at the end. Rows of a tile belong to a group of images, one below the other.
+    `p_steps` has the end of each phase in its first four numbers, then for each step
+    the place of its part of the planes and that of its weights, in units of eight,
+    and two zeros. Rows of a tile belong to a group of images, one below the other.
     `p_planes` is as many elements before the first plane as a kernel reaches left.
     """
     pid = tl.program_id(0)
@@ -116,27 +105,25 @@ def convolve(
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
     start = 0
     p_step = p_steps + 4
-    plane = tl.load(p_step)
-    offset = tl.load(p_step + 1)
-    column = tl.load(p_step + 2)
-    place = tl.load(p_step + 3)
+    step = tl.load(p_step)
+    place = tl.load(p_step + 1)
     for phase in tl.static_range(PHASES):
         end = tl.load(p_steps + phase)
         for _ in tl.range(start, end, num_stages=STAGES):
-            step = (plane * plane_stride_8 + offset * pitch_8 + column) * 8
             # Through the first-level cache, as the next steps read most of it again.
-            rows = tl.load(p_tile + step + tile_offset, cache_modifier='.ca')
+            rows = tl.load(p_tile + step * 8 + tile_offset, cache_modifier='.ca')
             taps = tl.load(p_row + place * 8 + row_offset, cache_modifier='.ca')
             # The next step's numbers, so that nothing waits for them.
-            p_step += 4
-            plane = tl.load(p_step)
-            offset = tl.load(p_step + 1)
-            column = tl.load(p_step + 2)
-            place = tl.load(p_step + 3)
+            p_step += 2
+            step = tl.load(p_step)
+            place = tl.load(p_step + 1)
+            if INTERPRETED:
+                rows = rows.to(tl.float32)
+                taps = taps.to(tl.float32)
             if COLUMNS_FIRST:
-                total = multiply(taps, tl.trans(rows), total)
+                total = tl.dot(taps, tl.trans(rows), total)
             else:
-                total = multiply(rows, tl.trans(taps), total)
+                total = tl.dot(rows, tl.trans(taps), total)
         start = end
         if PHASES > 1:
             if phase == 0:
@@ -243,7 +230,10 @@ def correlate(
                 other=0,
                 cache_modifier='.ca',
             )
-            total = multiply(tl.trans(grad), seen, total)
+            if INTERPRETED:
+                grad = grad.to(tl.float32)
+                seen = seen.to(tl.float32)
+            total = tl.dot(tl.trans(grad), seen, total)
             p_g += DEPTH * 8
             p_s += DEPTH * 8
     place = (split * n_channels + channel).to(tl.int64) * n_row_tiles + row_tile

@@ -20,7 +20,7 @@ _NOT_TRIED = {
     'npu': 'Ascend NPUs',
 }
 #: Earlier GPUs have neither bfloat16 operands nor asynchronous copies.
-_LEAST_CAPABILITY = (8, 0)
+LEAST_CAPABILITY = 8
 
 #: What went wrong, by type of device: the kernels are not tried again.
 _failures: dict[str, str] = {}
@@ -95,20 +95,29 @@ def why_not(device: str) -> str | None:
             "it runs on NVIDIA GPUs and x is on cpu, where triton's interpreter alone "
             'runs it: set TRITON_INTERPRET=1 before the first import, for tests'
         )
-    if device == 'cuda' and not interpreted():
+    if device == 'cuda':
+        if interpreted():
+            return 'TRITON_INTERPRET is set, which runs it on the CPU alone; unset it'
         if not torch.cuda.is_available():
             return 'torch finds no NVIDIA GPU'
-        found_capability = min(map(torch.cuda.get_device_capability, range(_gpus())))
-        if found_capability < _LEAST_CAPABILITY:
+        if capability() < LEAST_CAPABILITY:
             return (
-                'it needs GPUs of compute capability {}.{} (Ampere) at least, and one '
-                'here has {}.{}'.format(*_LEAST_CAPABILITY, *found_capability)
+                f'it needs GPUs of compute capability {LEAST_CAPABILITY}.0 (Ampere) at '
+                f'least, and one here has {capability()}.x'
             )
     return failure(device)
 
 
-def _gpus() -> int:
-    return torch.cuda.device_count()
+@functools.cache
+def capability() -> int:
+    """First number of the least compute capability of the GPUs here.
+
+    The latest that the kernels were made for where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        return 9
+    numbers = range(torch.cuda.device_count())
+    return min(torch.cuda.get_device_capability(number)[0] for number in numbers)
 
 
 def launch(

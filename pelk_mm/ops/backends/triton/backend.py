@@ -12,9 +12,13 @@ from torch import Tensor
 from ...problem import Problem, dtype_name
 from ..base import Backend, Gradients, Passes
 from . import availability, launch
-from .plan import SPLITS, TILES, Plan, Tile
+from .plan import SPLITS, Plan, Tile, tiles_of
 
+#: Elements that offsets of 32 bits can tell apart.
 _ELEMENTS = 2**31
+
+#: Cell sizes down and along a kernel.
+Taps = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Triton(Backend):
@@ -22,11 +26,12 @@ class Triton(Backend):
 
     Args:
         name: What it is called.
-        tiles: Variants of the kernels, of which the cheapest is taken.
+        variant: Which tile of `plan.tiles_of` to use, 0 the largest; None for the
+            cheapest.
     """
 
-    def __init__(self, name: str, tiles: tuple[Tile, ...]) -> None:
-        self.name, self.tiles = name, tiles
+    def __init__(self, name: str, variant: int | None = None) -> None:
+        self.name, self.variant = name, variant
 
     @staticmethod
     def state() -> Hashable:
@@ -42,7 +47,7 @@ class Triton(Backend):
             return f'it computes {known}, and x is {dtype_name(problem.dtype)}'
         reason = availability.why_not(problem.device)
         if reason is None and 0 not in problem.shape:
-            plan, _ = self._plan(problem, problem.cells)
+            plan, _ = self._cheapest(problem, problem.cells)
             if plan.scratch(1, 1) >= _ELEMENTS:
                 return 'one of the maps is too large for offsets of 32 bits'
         return reason
@@ -51,7 +56,7 @@ class Triton(Backend):
         self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Convolve, the bias added on the way out."""
-        plan, tile = self._plan(problem, _taps(problem, weight))
+        plan, tile = self.plan(problem, weight)
         out = _empty(problem, x)
         with _device_of(x):
             self._convolve(plan, tile, x, weight, bias, out)
@@ -68,7 +73,7 @@ class Triton(Backend):
     ) -> None:
         x, out = (launch.oriented(plan, maps) for maps in (x, out))
         for images, channels in plan.chunks(tile):
-            planes = launch.Planes(plan, x[images, channels], True, plan.side)
+            planes = launch.Planes(plan, x[images, channels], True, 0)
             rows = launch.lay_out_weights(plan, weight[channels], tile)
             own = None if bias is None else bias[channels]
             launch.convolve(plan, tile, planes, rows, own, out[images, channels])
@@ -83,7 +88,7 @@ class Triton(Backend):
     ) -> Gradients:
         """Differentiate; both gradients share the planes of the output's."""
         taps = _taps(problem, weight)
-        plan, tile = self._plan(problem, taps)
+        plan, tile = self.plan(problem, weight)
         adjoint = _make_plan(problem, (taps[0][::-1], taps[1][::-1]), plan.transposed)
         flipped = weight.flip(-2, -1)
         grad_x = _empty(problem, grad) if needs_x else None
@@ -92,14 +97,14 @@ class Triton(Backend):
         with _device_of(grad):
             for images, channels in chunks:
                 own = launch.oriented(plan, grad)[images, channels]
-                planes = launch.Planes(plan, own, True, plan.side)
+                planes = launch.Planes(plan, own, True, 0)
                 if grad_x is not None:
                     rows = launch.lay_out_weights(adjoint, flipped[channels], tile)
                     to = launch.oriented(plan, grad_x)[images, channels]
                     launch.convolve(adjoint, tile, planes, rows, None, to)
                 if x is not None:
                     own = launch.oriented(plan, x)[images, channels]
-                    seen = launch.Planes(plan, own, False, 2 * plan.side)
+                    seen = launch.Planes(plan, own, False, plan.side)
                     part = parts.setdefault(
                         images.start, grad.new_zeros(weight.shape, dtype=torch.float32)
                     )
@@ -110,22 +115,36 @@ class Triton(Backend):
             grad_weight = functools.reduce(torch.add, parts.values())
         return grad_x, grad_weight
 
-    def _plan(
-        self, problem: Problem, taps: tuple[tuple[int, ...], tuple[int, ...]]
+    def plan(
+        self, problem: Problem, weight: Tensor, capability: int | None = None
     ) -> tuple[Plan, Tile]:
-        """The cheapest way."""
-        return _cheapest(problem, taps, self.tiles)
+        """The cheapest way of computing a problem with weights of some shape.
+
+        Args:
+            problem: The problem.
+            weight: The weights, of which the shape counts.
+            capability: First number of a GPU's compute capability; None for that of
+                the GPUs here.
+        """
+        return self._cheapest(problem, _taps(problem, weight), capability)
+
+    def _cheapest(
+        self, problem: Problem, taps: Taps, capability: int | None = None
+    ) -> tuple[Plan, Tile]:
+        if capability is None:
+            capability = availability.capability()
+        return _cheapest(problem, taps, capability, self.variant)
 
     def cost(self, problem: Problem, passes: Passes) -> float:
         """Count what the passes take; the interpreter takes a million times as long."""
-        plan, tile = self._plan(problem, problem.cells)
-        time = 30000.0 * len(passes) + plan.work(tile) * len(passes)
+        plan, tile = self._cheapest(problem, problem.cells)
+        time = 30000.0 * len(passes) + plan.clocks(tile) * len(passes) / 240
         return time * 1e6 if problem.device == 'cpu' else time
 
 
 def _taps(
     problem: Problem, weight: Tensor
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> Taps:
     """Cells of the whole kernel, which the problem's may be clipped of."""
     if problem.grid is not None:
         return problem.cells
@@ -139,7 +158,7 @@ def _empty(problem: Problem, like: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=1024)
 def _make_plan(
     problem: Problem,
-    taps: tuple[tuple[int, ...], tuple[int, ...]],
+    taps: Taps,
     transposed: bool,
 ) -> Plan:
     return Plan(problem, taps, transposed)
@@ -147,14 +166,15 @@ def _make_plan(
 
 @functools.lru_cache(maxsize=1024)
 def _cheapest(
-    problem: Problem,
-    taps: tuple[tuple[int, ...], tuple[int, ...]],
-    tiles: tuple[Tile, ...],
+    problem: Problem, taps: Taps, capability: int, variant: int | None
 ) -> tuple[Plan, Tile]:
     plans = [_make_plan(problem, taps, transposed) for transposed in (False, True)]
+    tiles = tiles_of(capability)
+    if variant is not None:
+        tiles = tiles[variant : variant + 1]
     return min(
         ((plan, tile) for plan in plans for tile in tiles),
-        key=lambda option: option[0].work(option[1]),
+        key=lambda option: option[0].clocks(option[1]),
     )
 
 
@@ -163,4 +183,4 @@ def _device_of(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-BACKENDS: tuple[Backend, ...] = (Triton('triton', TILES),)
+BACKENDS: tuple[Backend, ...] = (Triton('triton'),)

@@ -8,20 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import availability
+from . import availability, variants
 from .plan import VECTOR, Plan, Tile, up
-
-#: Boxes of `lay_out_rows`, by the axis that is contiguous in the map.
-_BOXES = {0: (32, 1, 32), 1: (1, 64, 32), 2: (1, 8, 128), 3: (1, 8, 128)}
-_BLOCK = 1024
-#: Blocks of eight elements that one program of `correlate` sums: bounds the error of
-#: its running sum, and gives large maps enough programs.
-_SPLIT_BLOCKS = 4096
-#: Columns of `correlate`'s results.
-_LAGS = 64
-_TERM_ROWS = 128
-_DEPTH = 32
-
 
 @functools.lru_cache(maxsize=1024)
 def _table(numbers: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
@@ -51,11 +39,10 @@ class Planes:
         plan: What they are made for.
         maps: The map's part, rows as the plan has them.
         summed: Whether box sums are wanted.
-        aligned: Element that is to be aligned, relative to a plane's first: what the
-            leftmost tile reads first.
+        before: Elements before a plane's first to the one that is aligned.
     """
 
-    def __init__(self, plan: Plan, maps: Tensor, summed: bool, aligned: int) -> None:
+    def __init__(self, plan: Plan, maps: Tensor, summed: bool, before: int) -> None:
         pack, _ = availability.modules()
         self.plan = plan
         self.images, self.channels = maps.shape[:2]
@@ -66,7 +53,7 @@ class Planes:
             kept * self.stride + self.gap + VECTOR, dtype=plan.split.operand
         )
         #: Of the first plane's first element.
-        self.origin = self.gap - aligned % VECTOR
+        self.origin = self.gap + before % VECTOR
         elements = self.stride - self.gap
         # The gaps are zeros.
         gaps = self.buffer[: kept * self.stride].view(kept, self.stride)
@@ -74,53 +61,55 @@ class Planes:
         gaps[:, self.origin + elements :].zero_()
         self.buffer[kept * self.stride :].zero_()
         contiguous = _contiguous_axis(maps.stride())
-        box = _BOXES[contiguous]
+        sizes = [self.channels, plan.height, plan.width]
+        strides = list(maps.stride())
+        others = [s for axis, s in enumerate(strides, -1) if axis != contiguous]
+        aligned = contiguous < 3 and all(
+            number % VECTOR == 0
+            for number in (before, sizes[contiguous], maps.data_ptr() // 2, *others)
+        )
+        constants = variants.lay_out_rows(plan, contiguous, aligned)
         programs = self.images
-        for size, edge in zip(
-            (self.channels, plan.image_rows, plan.pitch), box, strict=True
+        for size, edge in (
+            (self.channels, 'CHANNELS'),
+            (plan.image_rows, 'ROWS'),
+            (plan.pitch, 'COLUMNS'),
         ):
-            programs *= -(-size // edge)
+            programs *= -(-size // constants[edge])
+        if aligned:
+            strides = [stride // VECTOR for stride in strides]
+            sizes[contiguous] //= VECTOR
         availability.launch(
             pack.lay_out_rows,
             (programs,),
             maps.device.type,
             maps,
             self.buffer[self.origin :],
-            *maps.stride(),
+            *strides,
             self.images,
-            self.channels,
-            plan.height,
-            plan.width,
+            *sizes,
             plan.image_rows,
-            plan.pitch,
-            self.stride,
-            CONTIGUOUS=contiguous,
-            PARTS=plan.split.row,
-            CHANNELS=box[0],
-            ROWS=box[1],
-            COLUMNS=box[2],
+            plan.pitch // VECTOR,
+            self.stride // VECTOR,
+            **constants,
         )
         if not (summed and plan.sums):
             return
         # From the rows before the first image on, whose sums reach into it.
         first = up(self.origin - plan.reach * plan.pitch, VECTOR) - VECTOR
-        count = self.origin + elements - first
+        count = up(self.origin + elements - first, VECTOR)
         availability.launch(
             pack.add_rows,
-            (-(-count // _BLOCK),),
+            (-(-count // variants.SUM_BLOCK),),
             maps.device.type,
             self.buffer[first:],
             self.buffer[plan.split.row * self.stride + first :],
-            _table(tuple(plan.sums), torch.int32, str(maps.device)),
-            count,
-            plan.pitch,
-            self.stride,
-            len(plan.sums),
+            count // VECTOR,
+            plan.pitch // VECTOR,
+            self.stride // VECTOR,
             plan.sum_scale,
             plan.split.low_scale,
-            ROW_PARTS=plan.split.row,
-            PARTS=plan.split.sums,
-            BLOCK=_BLOCK,
+            **variants.add_rows(plan),
         )
 
     def at(self, position: int) -> Tensor:
@@ -143,7 +132,7 @@ def lay_out_weights(plan: Plan, weight: Tensor, tile: Tile) -> Tensor:
         indices += [cell.index] * cell.length
     availability.launch(
         pack.lay_out_weights,
-        (channels * rows, -(-length // 128)),
+        (channels * rows, -(-length // variants.WEIGHT_BLOCK)),
         weight.device.type,
         weight,
         to,
@@ -152,9 +141,8 @@ def lay_out_weights(plan: Plan, weight: Tensor, tile: Tile) -> Tensor:
         rows,
         2 * plan.side + 1,
         length,
-        tile.columns,
-        PARTS=parts,
-        BLOCK=128,
+        tile.columns - VECTOR + plan.left - plan.side,
+        **variants.lay_out_weights(plan),
     )
     return to
 
@@ -186,7 +174,7 @@ def convolve(
     Args:
         plan: What is computed.
         tile: The variant.
-        planes: Planes of the input, with the elements `side` left of them aligned.
+        planes: Planes of the input.
         rows: What `lay_out_weights` made of its channels' weights.
         bias: Bias of its channels.
         out: The part of the output, rows as the plan has them.
@@ -200,7 +188,7 @@ def convolve(
         products.convolve,
         (planes.channels * groups * tiles_y * tiles_x,),
         out.device.type,
-        planes.at(-plan.side),
+        planes.at(-plan.left),
         rows,
         _table(_steps(plan, tile, planes.stride), torch.int32, str(out.device)),
         bias,
@@ -218,14 +206,7 @@ def convolve(
         plan.row_length(tile) // VECTOR,
         len(plan.row_cells) * plan.split.weight * plan.row_length(tile),
         *plan.scales,
-        CONTIGUOUS=_contiguous_axis(out.stride()),
-        PHASES=plan.phases,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        DEPTH=tile.depth,
-        COLUMNS_FIRST=tile.columns_first,
-        STAGES=tile.stages,
-        num_warps=tile.warps,
+        **variants.convolve(plan, tile, _contiguous_axis(out.stride())),
     )
 
 
@@ -236,28 +217,27 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
         plan: What is computed.
         grad: Planes of the gradient to the output, with box sums, laid out as for the
             gradient to the input.
-        x: Planes of the input, with the elements twice `side` left of them aligned.
+        x: Planes of the input, in which the element `side` left of it is aligned.
         to: Zeros of shape (C, ., .), float32, rows as the plan has them.
     """
     pack, products = availability.modules()
     channels, device = grad.channels, str(to.device)
     terms = plan.terms
-    row_tiles = -(-len(terms) * VECTOR // _TERM_ROWS)
-    lag_tiles = -(-plan.lags // _LAGS)
+    row_tiles = -(-len(terms) * VECTOR // variants.TERM_ROWS)
+    lag_tiles = -(-plan.lags // variants.LAGS)
     blocks = plan.image_rows * plan.pitch // VECTOR * grad.images
-    split = min(_SPLIT_BLOCKS, up(blocks, _DEPTH))
+    split = min(variants.SPLIT_BLOCKS, up(blocks, variants.DEPTH))
     splits = -(-blocks // split)
-    n_rows, n_lags = row_tiles * _TERM_ROWS, lag_tiles * _LAGS
+    n_rows, n_lags = row_tiles * variants.TERM_ROWS, lag_tiles * variants.LAGS
     partial = to.new_empty(splits * channels * n_rows * n_lags)
     padded = [(term[1], term[2]) for term in terms]
     padded += [(0, 0)] * (n_rows // VECTOR - len(terms))
-    first = -(plan.side % VECTOR)
     availability.launch(
         products.correlate,
         (splits * channels * row_tiles * lag_tiles,),
         to.device.type,
-        grad.at(first),
-        x.at(first - plan.side),
+        grad.at(0),
+        x.at(-plan.side),
         _table(_flat(padded), torch.int32, device),
         partial,
         channels,
@@ -268,12 +248,7 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
         plan.pitch // VECTOR,
         grad.stride // VECTOR,
         x.stride // VECTOR,
-        PARTS=plan.split.row,
-        ROWS=_TERM_ROWS,
-        LAGS=_LAGS,
-        DEPTH=_DEPTH,
-        STAGES=3,
-        num_warps=8,
+        **variants.correlate(plan),
     )
     cells = []
     for number, cell in enumerate(plan.row_cells):
@@ -282,7 +257,6 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
     for cell in plan.column_cells:
         start = cell.start + plan.side
         cells.append((cell.index, start, start + cell.length))
-    taps = 2 * plan.side + 1
     availability.launch(
         products.add_partial,
         (channels * len(plan.row_cells),),
@@ -296,9 +270,8 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
         len(plan.row_cells),
         len(plan.column_cells),
         splits,
-        taps,
-        n_rows,
+        2 * plan.side + 1,
+        row_tiles,
         n_lags,
-        DENSE=len(plan.column_cells) == taps,
-        BLOCK=max(16, 1 << (taps - 1).bit_length()),
+        **variants.add_partial(plan),
     )

@@ -7,26 +7,31 @@ stride, `n_` a number of things.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-# Types of arguments, as triton spells them.
-i32 = Any
-i64 = Any
+# triton takes types from annotations, and no annotation where it is to find out.
+# mypy: disable-error-code="valid-type,no-untyped-def"
 
 
 @triton.jit
-def store_parts(
-    p_to: Any, value: Any, mask: Any, stride: Any, low_scale: Any, PARTS: tl.constexpr
-) -> None:
+def store_parts(p_to, value, mask, stride, low_scale, PARTS: tl.constexpr) -> None:
     """Write a float32 value as parts whose sum it is, one plane each."""
     rest = value
     for part in tl.static_range(PARTS):
-        rounded = rest.to(p_to.dtype.element_ty)
-        tl.store(p_to + part * stride, rounded, mask=mask)
-        rest = (rest - rounded.to(tl.float32)) * low_scale
+        p_part = p_to + part * stride
+        if part + 1 == PARTS:
+            tl.store(p_part, rest.to(p_to.dtype.element_ty), mask=mask)
+        elif p_to.dtype.element_ty == tl.bfloat16:
+            # Rounded by integers, as GPUs convert and keep a float32 slowly.
+            bits = (rest.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
+            high = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+            tl.store(p_part, high, mask=mask)
+            rest = (rest - bits.to(tl.float32, bitcast=True)) * low_scale
+        else:
+            high = rest.to(p_to.dtype.element_ty)
+            tl.store(p_part, high, mask=mask)
+            rest = (rest - high.to(tl.float32)) * low_scale
 
 
 @triton.jit(
@@ -40,26 +45,26 @@ def store_parts(
         'height',
         'width',
         'image_rows',
-        'pitch',
-        'plane_stride',
-    ],
-    do_not_specialize_on_alignment=['p_x', 'p_planes'],
+        'pitch_8',
+        'plane_stride_8',
+    ]
 )
 def lay_out_rows(
-    p_x: Any,
-    p_planes: Any,
-    s_image: i64,
-    s_channel: i64,
-    s_row: i64,
-    s_column: i64,
-    n_images: i32,
-    n_channels: i32,
-    height: i32,
-    width: i32,
-    image_rows: i32,
-    pitch: i32,
-    plane_stride: i32,
+    p_x,
+    p_planes,
+    s_image: tl.int64,
+    s_channel: tl.int64,
+    s_row: tl.int64,
+    s_column: tl.int64,
+    n_images: tl.int32,
+    n_channels: tl.int32,
+    height: tl.int32,
+    width: tl.int32,
+    image_rows: tl.int32,
+    pitch_8: tl.int32,
+    plane_stride_8: tl.int32,
     CONTIGUOUS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -69,66 +74,93 @@ def lay_out_rows(
 
     A program copies a box of channels, rows and columns, wide along the axis that is
     `CONTIGUOUS` in the map: 0 for channels, 1 for rows, 2 for columns, 3 for none.
+    `ALIGNED` where its size, all other strides and the addresses are multiples of eight
+    elements; then these sizes and strides are in units of eight.
     """
     pid = tl.program_id(0)
+    pitch = pitch_8 * 8
+    if ALIGNED:
+        s_image *= 8
+        s_channel *= 8
+        s_row *= 8
+        s_column *= 8
+        if CONTIGUOUS == 0:
+            n_channels *= 8
+        elif CONTIGUOUS == 1:
+            height *= 8
+        else:
+            width *= 8
     n_x = (pitch + COLUMNS - 1) // COLUMNS
     n_y = (image_rows + ROWS - 1) // ROWS
     n_c = (n_channels + CHANNELS - 1) // CHANNELS
-    x = pid % n_x * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
+    x0 = pid % n_x * COLUMNS
     pid = pid // n_x
-    y = pid % n_y * ROWS + tl.arange(0, ROWS)[None, :, None]
+    y0 = pid % n_y * ROWS
     pid = pid // n_y
-    c = pid % n_c * CHANNELS + tl.arange(0, CHANNELS)[:, None, None]
+    c0 = pid % n_c * CHANNELS
     n = pid // n_c
+    x = tl.arange(0, COLUMNS)[None, None, :]
+    y = tl.arange(0, ROWS)[None, :, None]
+    c = tl.arange(0, CHANNELS)[:, None, None]
     if CONTIGUOUS == 0:
-        offset = c + y * s_row + x * s_column
+        s_channel = 1
     elif CONTIGUOUS == 1:
-        offset = c * s_channel + y + x * s_column
+        s_row = 1
     elif CONTIGUOUS == 2:
-        offset = c * s_channel + y * s_row + x
+        s_column = 1
+    # One address of 64 bits for all threads, and offsets of 32 bits within the box.
+    p_box = p_x + (n * s_image + c0 * s_channel + y0 * s_row + x0 * s_column)
+    offset = (c * s_channel + y * s_row + x * s_column).to(tl.int32)
+    inside = (c0 + c < n_channels) & (y0 + y < height) & (x0 + x < width)
+    value = tl.load(p_box + offset, mask=inside, other=0)
+    p_to = p_planes + ((c0 * n_images + n) * image_rows + y0) * pitch + x0
+    to = (c * n_images * image_rows + y) * pitch + x
+    mask = (c0 + c < n_channels) & (y0 + y < image_rows) & (x0 + x < pitch)
+    stride = plane_stride_8 * 8
+    if PARTS == 1:
+        tl.store(p_to + to, value, mask=mask)
     else:
-        offset = c * s_channel + y * s_row + x * s_column
-    inside = (c < n_channels) & (y < height) & (x < width)
-    value = tl.load(p_x + n * s_image + offset, mask=inside, other=0)
-    to = ((c * n_images + n) * image_rows + y) * pitch + x
-    mask = (c < n_channels) & (y < image_rows) & (x < pitch)
-    store_parts(p_planes + to, value.to(tl.float32), mask, plane_stride, 1.0, PARTS)
+        store_parts(p_to + to, value.to(tl.float32), mask, stride, 1.0, PARTS)
 
 
-@triton.jit(do_not_specialize=['n_elements', 'pitch', 'plane_stride', 'n_sums'])
+@triton.jit(do_not_specialize=['n_vectors', 'pitch_8', 'plane_stride_8'])
 def add_rows(
-    p_planes: Any,
-    p_sums: Any,
-    p_lengths: Any,
-    n_elements: i32,
-    pitch: i32,
-    plane_stride: i32,
-    n_sums: i32,
-    scale: Any,
-    low_scale: Any,
+    p_planes,
+    p_sums,
+    n_vectors: tl.int32,
+    pitch_8: tl.int32,
+    plane_stride_8: tl.int32,
+    scale,
+    low_scale,
+    MORE_ROWS: tl.constexpr,
+    SCALED: tl.constexpr,
     ROW_PARTS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Sum 2, 3, ... rows from each on, and keep the sums of some lengths.
+    """Sum some rows from each on, keep the sums, then some more rows, and so on.
 
     Sums are direct, from the first row on: a running sum over a whole column would
-    lose the bits of what is small in it.
+    lose the bits of what is small in it. Past the end, rows of the planes after these
+    are read in vain. `MORE_ROWS` is the only constant that comes from a sharing grid.
     """
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = position < n_elements
+    inside = position < n_vectors * 8
+    stride = plane_stride_8 * 8
     total = tl.zeros((BLOCK,), tl.float32)
-    row = 0
-    for number in range(n_sums):
-        length = tl.load(p_lengths + number)
-        for offset in range(row, length):
-            at = position + offset * pitch
+    p_row = p_planes + position
+    p_sum = p_sums + position
+    for number in tl.static_range(len(MORE_ROWS)):
+        for _ in tl.static_range(MORE_ROWS[number]):
             for part in tl.static_range(ROW_PARTS):
-                value = tl.load(p_planes + part * plane_stride + at, mask=inside)
+                value = tl.load(p_row + part * stride)
                 total += value.to(tl.float32)
-        row = length
-        to = p_sums + number * PARTS * plane_stride + position
-        store_parts(to, total * scale, inside, plane_stride, low_scale, PARTS)
+            p_row += pitch_8 * 8
+        if SCALED:
+            store_parts(p_sum, total * scale, inside, stride, low_scale, PARTS)
+        else:
+            store_parts(p_sum, total, inside, stride, 1.0, PARTS)
+        p_sum += PARTS * stride
 
 
 @triton.jit(
@@ -139,35 +171,36 @@ def add_rows(
         'n_rows',
         'n_taps',
         'row_length',
-        'columns',
+        'zeros',
     ],
     do_not_specialize_on_alignment=['p_weight'],
 )
 def lay_out_weights(
-    p_weight: Any,
-    p_to: Any,
-    p_indices: Any,
-    s_channel: i64,
-    s_row: i64,
-    s_column: i64,
-    n_rows: i32,
-    n_taps: i32,
-    row_length: i32,
-    columns: i32,
+    p_weight,
+    p_to,
+    p_indices,
+    s_channel: tl.int64,
+    s_row: tl.int64,
+    s_column: tl.int64,
+    n_rows: tl.int32,
+    n_taps: tl.int32,
+    row_length: tl.int32,
+    zeros: tl.int32,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """Write rows of taps eight times, each a column further right, between zeros.
 
     A row of a Toeplitz matrix is then an aligned piece of one of the eight. A program
-    writes a piece of the eight copies of one row. `p_indices` has the parameter's row
-    for each row, then the parameter's column for each tap.
+    writes a piece of the eight copies of one row, the first of which begins with a
+    number of `zeros`. `p_indices` has the parameter's row for each row, then the
+    parameter's column for each tap.
     """
     row = tl.program_id(0) % n_rows
     channel = tl.program_id(0) // n_rows
     copy = tl.arange(0, 8)[:, None]
     position = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tap = position - copy - (columns - 8)
+    tap = position - copy - zeros
     inside = (tap >= 0) & (tap < n_taps)
     index = tl.load(p_indices + n_rows + tap, mask=inside, other=0)
     p_row = p_weight + channel * s_channel + tl.load(p_indices + row) * s_row

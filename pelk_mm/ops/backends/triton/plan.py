@@ -17,6 +17,7 @@ Pure Python, without triton: `benchmarks/gpu_kernels.py` and the cost model coun
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,10 @@ VECTOR = 8
 #: Bytes of scratch of one launch, unless one plane of one image takes more. It is less
 #: than the cache of the level shared by a GPU, so that scratch is read from there.
 SCRATCH_BYTES = 24 << 20
+
+
+#: Cycles that a program takes apart from its steps: the first loads and the stores.
+PROGRAM_CLOCKS = 1000
 
 
 class Cell(NamedTuple):
@@ -117,13 +122,27 @@ class Tile(NamedTuple):
         return f'{self.rows}x{self.columns}x{self.depth}'
 
 
-#: From large to small maps.
-TILES = (
-    Tile(256, 64, 64, True, 8, 3),
-    Tile(128, 64, 64, False, 8, 3),
-    Tile(128, 32, 32, False, 4, 3),
-    Tile(64, 16, 32, False, 4, 3),
-)
+#: By the first number of the compute capability, from large to small maps. Hopper's
+#: and later tensor cores take more columns at a time and leave more registers.
+TILES: dict[int, tuple[Tile, ...]] = {
+    8: (
+        Tile(256, 64, 64, False, 8, 3),
+        Tile(128, 64, 64, False, 8, 3),
+        Tile(128, 32, 32, False, 4, 3),
+        Tile(64, 16, 32, False, 4, 3),
+    ),
+    9: (
+        Tile(256, 64, 64, True, 4, 2),
+        Tile(128, 64, 64, True, 4, 3),
+        Tile(128, 32, 32, False, 4, 3),
+        Tile(64, 16, 32, False, 4, 3),
+    ),
+}
+
+
+def tiles_of(capability: int) -> tuple[Tile, ...]:
+    """The variants for GPUs of a compute capability, given its first number."""
+    return TILES[min(max(capability, min(TILES)), max(TILES))]
 
 
 def cells(sizes: tuple[int, ...], pixels: int) -> tuple[Cell, ...]:
@@ -173,16 +192,23 @@ class Plan:
         )
         self.reach = -self.row_cells[0].start
         self.side = -self.column_cells[0].start
+        #: Columns left of a tile that it reads.
+        self.left = up(self.side, VECTOR)
         # Zeros after each row and after each image serve the next one too.
-        self.pitch = up(self.width + self.side, VECTOR)
+        self.pitch = up(self.width + self.left, VECTOR)
         self.image_rows = self.height + max(1, self.reach)
+        # A cell that a small map clips has no sum of its own, as no new size of a map
+        # may compile anything anew.
+        whole = set(taps[order[0]])
         #: Lengths of the box sums that are computed.
-        self.sums = sorted({c.length for c in self.row_cells if self._is_summed(c)})
+        self.sums = sorted(
+            {c.length for c in self.row_cells if c.length in whole and self._pays(c)}
+        )
         # What keeps float16 sums in range.
         bits = max(self.sums, default=1) - 1
         self.sum_scale = 2.0 ** -bits.bit_length() if self.split.low_scale > 1 else 1.0
 
-    def _is_summed(self, cell: Cell) -> bool:
+    def _pays(self, cell: Cell) -> bool:
         """Whether a box sum takes fewer products than the single rows."""
         split = self.split
         single = cell.length * len(split.pairs(split.row))
@@ -209,7 +235,8 @@ class Plan:
     @functools.cached_property
     def largest_gap(self) -> int:
         """The gap that every tile gets by with."""
-        return max(self.gap(tile.rows, 2 * tile.columns) for tile in TILES)
+        tiles = itertools.chain(*TILES.values())
+        return max(self.gap(tile.rows, 2 * tile.columns) for tile in tiles)
 
     def plane_stride(self, images: int, channels: int) -> int:
         """Elements from one plane to the next."""
@@ -231,12 +258,20 @@ class Plan:
             return True, together
         return False, alone
 
-    def work(self, tile: Tile) -> float:
-        """Multiply-adds of the tensor cores."""
+    def clocks(self, tile: Tile) -> float:
+        """Cycles of a Hopper multiprocessor, by the counts of its busiest pipe.
+
+        Either the tensor cores, or what goes through shared memory: into it once, and
+        out of it for every 64 rows of the accumulator.
+        """
         stacked, rows = self.tile_rows(tile, self.images)
         tiles = rows * (1 if stacked else self.images) * -(-self.width // tile.columns)
-        each = self.steps(tile) * tile.depth * tile.rows * tile.columns
-        return self.channels * tiles * len(self.products) * each
+        long, short = max(tile.rows, tile.columns), min(tile.rows, tile.columns)
+        high, wide = (short, long) if tile.columns_first else (long, short)
+        moved = tile.rows + tile.columns + -(-high // 64) * (64 + wide)
+        step = max(high * wide * tile.depth / 2048, moved * tile.depth * 2 / 128)
+        each = step * self.steps(tile) * len(self.products) + PROGRAM_CLOCKS
+        return self.channels * tiles * each
 
     def chunks(self, tile: Tile) -> list[tuple[slice, slice]]:
         """Images and channels whose planes and weights are in scratch at a time."""
@@ -285,7 +320,7 @@ class Plan:
 
     def steps(self, tile: Tile) -> int:
         """Steps along the columns that a product takes."""
-        return -(-(tile.columns + 2 * self.side) // tile.depth)
+        return -(-(tile.columns + self.left + self.side) // tile.depth)
 
     def row_length(self, tile: Tile) -> int:
         """Elements of a row of weights, with the zeros around it."""

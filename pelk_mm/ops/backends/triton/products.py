@@ -6,14 +6,11 @@ maps 64; prefixes are those of `pack.py`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-# Types of arguments, as triton spells them.
-i32 = Any
-i64 = Any
+# triton takes types from annotations, and no annotation where it is to find out.
+# mypy: disable-error-code="valid-type,no-untyped-def"
 
 #: Whether triton's interpreter runs the kernels. It multiplies bfloat16 as integers.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -40,28 +37,28 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
     do_not_specialize_on_alignment=['p_out', 'p_bias'],
 )
 def convolve(
-    p_planes: Any,
-    p_weights: Any,
-    p_steps: Any,
-    p_bias: Any,
-    p_out: Any,
-    s_image: i64,
-    s_channel: i64,
-    s_row: i64,
-    s_column: i64,
-    n_images: i32,
-    n_groups: i32,
-    n_tiles_y: i32,
-    n_tiles_x: i32,
-    height: i32,
-    width: i32,
-    image_rows: i32,
-    group_rows: i32,
-    pitch_8: i32,
-    row_length_8: i32,
-    rows_stride_8: i32,
-    scale_0: Any,
-    scale_1: Any,
+    p_planes,
+    p_weights,
+    p_steps,
+    p_bias,
+    p_out,
+    s_image: tl.int64,
+    s_channel: tl.int64,
+    s_row: tl.int64,
+    s_column: tl.int64,
+    n_images: tl.int32,
+    n_groups: tl.int32,
+    n_tiles_y: tl.int32,
+    n_tiles_x: tl.int32,
+    height: tl.int32,
+    width: tl.int32,
+    image_rows: tl.int32,
+    group_rows: tl.int32,
+    pitch_8: tl.int32,
+    row_length_8: tl.int32,
+    rows_stride_8: tl.int32,
+    scale_0,
+    scale_1,
     CONTIGUOUS: tl.constexpr,
     PHASES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -171,18 +168,18 @@ def convolve(
     ]
 )
 def correlate(
-    p_grad: Any,
-    p_x: Any,
-    p_terms: Any,
-    p_partial: Any,
-    n_channels: i32,
-    n_row_tiles: i32,
-    n_lag_tiles: i32,
-    n_blocks: i32,
-    split_blocks: i32,
-    pitch_8: i32,
-    grad_stride_8: i32,
-    x_stride_8: i32,
+    p_grad,
+    p_x,
+    p_terms,
+    p_partial,
+    n_channels: tl.int32,
+    n_row_tiles: tl.int32,
+    n_lag_tiles: tl.int32,
+    n_blocks: tl.int32,
+    split_blocks: tl.int32,
+    pitch_8: tl.int32,
+    grad_stride_8: tl.int32,
+    x_stride_8: tl.int32,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     LAGS: tl.constexpr,
@@ -195,7 +192,7 @@ def correlate(
     axis that is summed over. Rows of the result: eight per term (a plane and a row
     offset in `p_terms`), one for each element of a block. Columns: those of x, from the
     first that the block's first element saw. Programs split the blocks; each has a
-    part of the sum for itself.
+    part of the sum for itself, written transposed.
     """
     pid = tl.program_id(0)
     lag_tile = pid % n_lag_tiles
@@ -211,13 +208,13 @@ def correlate(
     p_term = p_terms + 2 * (row_tile * (ROWS // 8) + row // 8)
     moved = tl.load(p_term) * grad_stride_8 + tl.load(p_term + 1) * pitch_8
     moved = moved[None, :] * 8 + row[None, :] % 8
-    grad_offset = tl.max_contiguous(tl.multiple_of(moved, [1, 8]), [1, 8])
-    grad_offset += k[:, None] * 8
+    moved = tl.max_contiguous(tl.multiple_of(moved, [1, 8]), [1, 8])
+    grad_offset = moved + k[:, None] * 8
     x_offset = k[:, None] * 8 + lag[None, :]
 
     first = split * split_blocks
     end = tl.minimum(first + split_blocks, n_blocks)
-    total = tl.zeros((ROWS, LAGS), tl.float32)
+    total = tl.zeros((LAGS, ROWS), tl.float32)
     for part in tl.static_range(PARTS):
         p_g = p_grad + (channel * n_blocks + first) * 8
         p_s = p_x + (part * x_stride_8 + channel * n_blocks + first) * 8
@@ -233,12 +230,13 @@ def correlate(
             if INTERPRETED:
                 grad = grad.to(tl.float32)
                 seen = seen.to(tl.float32)
-            total = tl.dot(tl.trans(grad), seen, total)
+            total = tl.dot(tl.trans(seen), grad, total)
             p_g += DEPTH * 8
             p_s += DEPTH * 8
     place = (split * n_channels + channel).to(tl.int64) * n_row_tiles + row_tile
-    place = (place * ROWS + row)[:, None] * (n_lag_tiles * LAGS)
-    tl.store(p_partial + place + (lag_tile * LAGS + lag)[None, :], total)
+    place = place * (n_lag_tiles * LAGS) + lag_tile * LAGS
+    to = lag[:, None] * ROWS + row[None, :]
+    tl.store(p_partial + place * ROWS + to, total)
 
 
 @triton.jit(
@@ -251,25 +249,26 @@ def correlate(
         'n_column_cells',
         'n_splits',
         'n_taps',
-        'n_rows',
+        'n_row_tiles',
         'n_lags',
     ],
 )
 def add_partial(
-    p_partial: Any,
-    p_cells: Any,
-    p_scales: Any,
-    p_out: Any,
-    s_channel: i64,
-    s_row: i64,
-    s_column: i64,
-    n_channels: i32,
-    n_row_cells: i32,
-    n_column_cells: i32,
-    n_splits: i32,
-    n_taps: i32,
-    n_rows: i32,
-    n_lags: i32,
+    p_partial,
+    p_cells,
+    p_scales,
+    p_out,
+    s_channel: tl.int64,
+    s_row: tl.int64,
+    s_column: tl.int64,
+    n_channels: tl.int32,
+    n_row_cells: tl.int32,
+    n_column_cells: tl.int32,
+    n_splits: tl.int32,
+    n_taps: tl.int32,
+    n_row_tiles: tl.int32,
+    n_lags: tl.int32,
+    ROWS: tl.constexpr,
     DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -291,10 +290,11 @@ def add_partial(
     for term in range(tl.load(p_row_cell + 1), tl.load(p_row_cell + 2)):
         total = tl.zeros((8, BLOCK), tl.float32)
         for split in range(n_splits):
-            row = (split * n_channels + channel).to(tl.int64) * n_rows + term * 8
+            place = (split * n_channels + channel).to(tl.int64) * n_row_tiles
+            place = (place + term // (ROWS // 8)) * n_lags * ROWS + term % (ROWS // 8) * 8
             # Of the columns of x, an element saw the first as many columns further on.
-            place = (row + element) * n_lags + element + tap[None, :]
-            total += tl.load(p_partial + place, mask=inside[None, :], other=0)
+            seen = (element + tap[None, :]) * ROWS + element
+            total += tl.load(p_partial + place + seen, mask=inside[None, :], other=0)
         sums += tl.sum(total, 0) * tl.load(p_scales + term)
     if DENSE:
         column = tl.load(p_columns + 3 * tap, mask=inside, other=0)

@@ -223,12 +223,13 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
     pack, products = availability.modules()
     channels, device = grad.channels, str(to.device)
     terms = plan.terms
-    row_tiles = -(-len(terms) * VECTOR // variants.TERM_ROWS)
+    term_rows = variants.term_rows(plan)
+    row_tiles = -(-len(terms) * VECTOR // term_rows)
     lag_tiles = -(-plan.lags // variants.LAGS)
     blocks = plan.image_rows * plan.pitch // VECTOR * grad.images
     split = min(variants.SPLIT_BLOCKS, up(blocks, variants.DEPTH))
     splits = -(-blocks // split)
-    n_rows, n_lags = row_tiles * variants.TERM_ROWS, lag_tiles * variants.LAGS
+    n_rows, n_lags = row_tiles * term_rows, lag_tiles * variants.LAGS
     partial = to.new_empty(splits * channels * n_rows * n_lags)
     padded = [(term[1], term[2]) for term in terms]
     padded += [(0, 0)] * (n_rows // VECTOR - len(terms))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .casts import narrow, widen
+
 # triton takes types from annotations, and no annotation where it is to find out.
 # mypy: disable-error-code="valid-type,no-untyped-def"
 
@@ -21,7 +23,7 @@ def store_parts(p_to, value, mask, stride, low_scale, PARTS: tl.constexpr) -> No
     for part in tl.static_range(PARTS):
         p_part = p_to + part * stride
         if part + 1 == PARTS:
-            tl.store(p_part, rest.to(p_to.dtype.element_ty), mask=mask)
+            tl.store(p_part, narrow(rest, p_to.dtype.element_ty), mask=mask)
         elif p_to.dtype.element_ty == tl.bfloat16:
             # Rounded by integers, as GPUs convert and keep a float32 slowly.
             bits = (rest.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
@@ -120,7 +122,7 @@ def lay_out_rows(
     if PARTS == 1:
         tl.store(p_to + to, value, mask=mask)
     else:
-        store_parts(p_to + to, value.to(tl.float32), mask, stride, 1.0, PARTS)
+        store_parts(p_to + to, widen(value), mask, stride, 1.0, PARTS)
 
 
 @triton.jit(do_not_specialize=['n_vectors', 'pitch_8', 'plane_stride_8'])
@@ -154,7 +156,7 @@ def add_rows(
         for _ in tl.static_range(MORE_ROWS[number]):
             for part in tl.static_range(ROW_PARTS):
                 value = tl.load(p_row + part * stride)
-                total += value.to(tl.float32)
+                total += widen(value)
             p_row += pitch_8 * 8
         if SCALED:
             store_parts(p_sum, total * scale, inside, stride, low_scale, PARTS)
@@ -204,7 +206,7 @@ def lay_out_weights(
     inside = (tap >= 0) & (tap < n_taps)
     index = tl.load(p_indices + n_rows + tap, mask=inside, other=0)
     p_row = p_weight + channel * s_channel + tl.load(p_indices + row) * s_row
-    value = tl.load(p_row + index * s_column, mask=inside, other=0).to(tl.float32)
+    value = widen(tl.load(p_row + index * s_column, mask=inside, other=0))
     part_stride = 8 * row_length
     to = (channel * n_rows + row) * PARTS * part_stride + copy * row_length + position
     mask = (position < row_length) & (copy < 8)

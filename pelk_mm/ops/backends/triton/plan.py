@@ -222,9 +222,7 @@ class Plan:
         return self.split.row + len(self.sums) * self.split.sums
 
     def plane(self, length: int, part: int) -> int:
-        """Plane of a part of sums of rows; of length 1 the rows themselves."""
-        if length == 1:
-            return part
+        """Plane of a part of the sums of a number of rows."""
         return self.split.row + self.sums.index(length) * self.split.sums + part
 
     def gap(self, tile_rows: int, tile_columns: int) -> int:
@@ -291,22 +289,24 @@ class Plan:
 
     @functools.cached_property
     def products(self) -> list[Product]:
-        """What forward adds up, in the order of its phases."""
+        """What forward adds up: by phase, and small parts first, which loses least."""
         found = []
         split = self.split
         for number, cell in enumerate(self.row_cells):
             summed = cell.length in self.sums
             for i, j in split.pairs(split.sums if summed else split.row):
                 row = number * split.weight + j
+                phase, offsets = 2, range(cell.start, cell.start + cell.length)
+                plane = i
                 if summed:
+                    phase, offsets = 1 - min(i, 1), range(cell.start, cell.start + 1)
                     plane = self.plane(cell.length, i)
-                    found.append(Product(plane, cell.start, row, 1 - min(i, 1)))
-                else:
-                    for offset in range(cell.start, cell.start + cell.length):
-                        found.append(Product(i, offset, row, 2))
-        if split.low_scale == 1:
-            return [product._replace(phase=0) for product in found]
-        return sorted(found, key=lambda product: product.phase)
+                if split.low_scale == 1:
+                    phase = 0
+                for offset in offsets:
+                    found.append((phase, -i - j, Product(plane, offset, row, phase)))
+        found.sort(key=lambda entry: entry[:2])
+        return [product for _, _, product in found]
 
     @property
     def phases(self) -> int:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .casts import INTERPRETED, narrow, widen
+
 # triton takes types from annotations, and no annotation where it is to find out.
 # mypy: disable-error-code="valid-type,no-untyped-def"
-
-#: Whether triton's interpreter runs the kernels. It multiplies bfloat16 as integers.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
 
 @triton.jit(
     do_not_specialize=[
@@ -115,8 +113,8 @@ def convolve(
             step = tl.load(p_step)
             place = tl.load(p_step + 1)
             if INTERPRETED:
-                rows = rows.to(tl.float32)
-                taps = taps.to(tl.float32)
+                rows = widen(rows)
+                taps = widen(taps)
             if COLUMNS_FIRST:
                 total = tl.dot(taps, tl.trans(rows), total)
             else:
@@ -130,7 +128,7 @@ def convolve(
     if COLUMNS_FIRST:
         total = tl.trans(total)
     if p_bias is not None:
-        total += tl.load(p_bias + channel).to(tl.float32)
+        total += widen(tl.load(p_bias + channel))
 
     if CONTIGUOUS == 1:
         s_row = 1
@@ -150,7 +148,7 @@ def convolve(
     p_tile += first_row * s_row + first_column * s_column
     tl.store(
         p_tile + (down.to(tl.int32)[:, None] + across.to(tl.int32)[None, :]),
-        total.to(p_out.dtype.element_ty),
+        narrow(total, p_out.dtype.element_ty),
         mask=inside[:, None] & (first_column + x < width)[None, :],
     )
 
@@ -215,7 +213,8 @@ def correlate(
     first = split * split_blocks
     end = tl.minimum(first + split_blocks, n_blocks)
     total = tl.zeros((LAGS, ROWS), tl.float32)
-    for part in tl.static_range(PARTS):
+    for number in tl.static_range(PARTS):
+        part = PARTS - 1 - number  # small parts first, which loses least
         p_g = p_grad + (channel * n_blocks + first) * 8
         p_s = p_x + (part * x_stride_8 + channel * n_blocks + first) * 8
         p_s += lag_tile * LAGS
@@ -228,8 +227,8 @@ def correlate(
                 cache_modifier='.ca',
             )
             if INTERPRETED:
-                grad = grad.to(tl.float32)
-                seen = seen.to(tl.float32)
+                grad = widen(grad)
+                seen = widen(seen)
             total = tl.dot(tl.trans(seen), grad, total)
             p_g += DEPTH * 8
             p_s += DEPTH * 8
@@ -287,6 +286,7 @@ def add_partial(
     tap = tl.arange(0, BLOCK)
     inside = tap < n_taps
     sums = tl.zeros((BLOCK,), tl.float32)
+    tl.assume(n_splits > 0)
     for term in range(tl.load(p_row_cell + 1), tl.load(p_row_cell + 2)):
         total = tl.zeros((8, BLOCK), tl.float32)
         for split in range(n_splits):

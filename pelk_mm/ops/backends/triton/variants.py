@@ -7,7 +7,7 @@ kernel, so that a handful of variants serves everything.
 import itertools
 from typing import Any
 
-from .plan import Plan, Tile
+from .plan import VECTOR, Plan, Tile
 
 #: Channels, rows and columns that a program of `lay_out_rows` copies, by the axis that
 #: is contiguous in the map: of channels, rows and columns, or none.
@@ -16,8 +16,8 @@ BOXES = {0: (32, 1, 32), 1: (1, 64, 32), 2: (1, 8, 128), 3: (1, 8, 128)}
 SUM_BLOCK = 2048
 #: Elements of a row that a program of `lay_out_weights` writes.
 WEIGHT_BLOCK = 128
-#: Tile of `correlate`: rows (eight per term), columns (lags) and blocks of a step.
-TERM_ROWS, LAGS, DEPTH = 256, 64, 64
+#: Tile of `correlate`: columns (lags) and blocks of a step.
+LAGS, DEPTH = 64, 64
 #: Most blocks of eight elements that a program of `correlate` sums: bounds the error of
 #: its running sum, and gives large maps enough programs.
 SPLIT_BLOCKS = 4096
@@ -69,11 +69,17 @@ def convolve(plan: Plan, tile: Tile, contiguous: int) -> dict[str, Any]:
     }
 
 
+def term_rows(plan: Plan) -> int:
+    """Rows of a tile of `correlate`, eight per term: what moves least to the cores."""
+    rows = len(plan.terms) * VECTOR
+    return min((256, 128, 64), key=lambda size: -(-rows // size) * (size + LAGS))
+
+
 def correlate(plan: Plan) -> dict[str, Any]:
     """Constants for a dtype."""
     return {
         'PARTS': plan.split.row,
-        'ROWS': TERM_ROWS,
+        'ROWS': term_rows(plan),
         'LAGS': LAGS,
         'DEPTH': DEPTH,
         'STAGES': 2,
@@ -85,7 +91,7 @@ def add_partial(plan: Plan) -> dict[str, Any]:
     """Constants for kernels of at most a number of taps, dense or shared."""
     taps = 2 * plan.side + 1
     return {
-        'ROWS': TERM_ROWS,
+        'ROWS': term_rows(plan),
         'DENSE': len(plan.column_cells) == taps,
         'BLOCK': max(16, 1 << (taps - 1).bit_length()),
         'num_warps': 4,

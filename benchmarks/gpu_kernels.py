@@ -1,11 +1,11 @@
 """What the triton kernels are made of, counted without a GPU.
 
-Every kernel that a convolution starts is compiled ahead of time by triton and read back
-with the tools that its wheel carries (ptxas, cuobjdump, nvdisasm). Per kernel: registers,
-stack (spills), shared memory, warps per multiprocessor, and for each pipe the cycles that
-its instructions take, loops counted as often as they run. The busiest pipe bounds a
-kernel's time from below; the kernels of a pass run one after the other. Times are in
-picoseconds per pixel and channel. They are counts: nothing here was measured on a GPU.
+Every kernel that a convolution starts is compiled ahead of time by triton and read
+back with the tools that its wheel carries (ptxas, cuobjdump, nvdisasm). Per kernel:
+registers, stack (spills), shared memory, warps per multiprocessor, for each pipe the
+time that its instructions take, loops counted as often as they run. The busiest pipe
+bounds a kernel's time from below; the kernels of a pass run one after the other. Times
+are in picoseconds per pixel and channel. They are counts, not measured on a GPU.
 
     python benchmarks/gpu_kernels.py --arch sm_80 sm_86 sm_90 sm_100
     python benchmarks/gpu_kernels.py --cases 'peripheral 51' --json counts.json
@@ -28,6 +28,7 @@ from unittest import mock
 import torch
 from sass import (
     ARCHITECTURES,
+    PORT,
     Instruction,
     count_cycles,
     parse_resources,
@@ -101,7 +102,7 @@ def record(
 
     with (
         mock.patch.object(availability, 'launch', keep),
-        mock.patch.object(availability, 'capability', lambda: capability),
+        mock.patch.object(availability, 'capability', return_value=capability),
     ):
         if work == 'forward':
             conv.forward(problem, maps, weight, None)
@@ -204,18 +205,19 @@ def compile_launch(launch: Launch, arch: str) -> Compiled:
 # ------------------------------------------------------------------ the tables
 
 
-def measure(
-    launch: Launch, built: Compiled, name: str, values: int
-) -> dict[str, Any]:
+def measure(launch: Launch, built: Compiled, name: str, values: int) -> dict[str, Any]:
     """Counts of a kernel: per value of the output, in picoseconds where of time."""
     arch = ARCHITECTURES[name]
     warps = launch.constants['num_warps']
     taken = count_cycles(built.code, launch.trips, arch)
-    if launch.kernel == 'products.convolve' and 'tensor' not in taken:
-        # Tensor memory instructions carry no shape.
-        c = launch.constants
-        steps = sum(map(sum, launch.trips)) * c['ROWS'] * c['COLUMNS'] * c['DEPTH']
-        taken['tensor'] = steps / arch.tensor / warps
+    c = launch.constants
+    if 'DEPTH' in c and 'tensor' not in taken:
+        # Blackwell's instructions, of one thread for all, do not carry the shape.
+        steps = sum(map(sum, launch.trips)) / warps
+        rows, columns = c['ROWS'], c.get('COLUMNS') or c['LAGS']
+        taken['tensor'] = steps * rows * columns * c['DEPTH'] / arch.tensor
+        operands = steps * (rows + columns) * c['DEPTH'] * 2 / PORT
+        taken['shared'] = taken.get('shared', 0) + operands
     scale = launch.programs * warps / values / arch.processors / arch.clock * 1000
     pipes = {pipe: cycles * scale for pipe, cycles in taken.items()}
     busiest = max(pipes, key=pipes.__getitem__)
@@ -284,7 +286,9 @@ def count(
 
 def _key(launch: Launch, arch: str) -> str:
     """What a kernel's binary depends on."""
-    kinds = [a if isinstance(a, torch.dtype | None) else type(a) for a in launch.arguments]
+    kinds = [
+        a if isinstance(a, torch.dtype | None) else type(a) for a in launch.arguments
+    ]
     return repr((launch.kernel, kinds, sorted(launch.constants.items()), arch))
 
 

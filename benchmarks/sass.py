@@ -79,13 +79,24 @@ def parse_sass(text: str) -> list[Instruction]:
 def find_loops(code: Sequence[Instruction]) -> list[Loop]:
     """First and last instruction of every loop, in the order of the first ones.
 
-    The jump to itself after the last instruction of a kernel is none.
+    Those that only wait are left out: a few instructions that try again, jumps back from
+    code after the end, and the jump to itself there.
     """
+    exits = [index for index, each in enumerate(code) if each.opcode == 'EXIT']
     ends: dict[int, int] = {}
-    for index, (_, _, target) in enumerate(code):
+    for index, (_, _, target) in enumerate(code[: exits[-1] if exits else None]):
         if target is not None and target < index:
             ends[target] = index
-    return sorted(ends.items(), key=lambda loop: (loop[0], -loop[1]))
+    waits = ('NANOSLEEP', 'SYNCS', 'UTCATOMSWS')
+    return sorted(
+        (
+            (first, last)
+            for first, last in ends.items()
+            if last - first >= 8
+            or not any(i.opcode.startswith(waits) for i in code[first : last + 1])
+        ),
+        key=lambda loop: (loop[0], -loop[1]),
+    )
 
 
 def unrolled(code: Sequence[Instruction], loops: Sequence[Loop]) -> list[list[Loop]]:

@@ -80,13 +80,20 @@ def test_without_triton(monkeypatch):
     assert 'pip install triton' in reason
 
 
-def test_the_package_does_not_import_triton():
-    """Nor does a problem of another device."""
+def test_kernels_are_imported_when_a_gpu_asks_for_them():
+    """torch imports triton itself where it is installed, but not every torch does."""
     code = (
         'import sys; from pelk_mm import ops; ops.available_backends("xpu"); '
-        'assert not [m for m in sys.modules if m.partition(".")[0] == "triton"]'
+        'print([m for m in sys.modules if "backends.triton.p" in m])'
     )
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+    finished = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert finished.stdout.strip() == "['pelk_mm.ops.backends.triton.plan']"
 
 
 def test_a_plane_beyond_32_bits_is_refused(monkeypatch):
@@ -102,14 +109,10 @@ def test_a_plane_beyond_32_bits_is_refused(monkeypatch):
 @pytest.mark.parametrize('pixels', [1, 4, 5, 9, 100])
 def test_cells_are_clipped_to_the_taps_that_can_be_in_bounds(pixels):
     sizes = (4, 1, 1, 1, 1, 2, 5)
-    taps = [
-        (index, tap - sum(sizes) // 2)
-        for index, tap in zip(
-            [i for i, size in enumerate(sizes) for _ in range(size)], range(sum(sizes))
-        )
-    ]
+    indices = [i for i, size in enumerate(sizes) for _ in range(size)]
+    taps = list(zip(indices, range(-7, 8), strict=True))
     found = [
-        (cell.index, cell.start + tap)
+        (cell.parameter, cell.start + tap)
         for cell in plan.cells(sizes, pixels)
         for tap in range(cell.length)
     ]
@@ -173,22 +176,24 @@ def test_no_new_size_of_a_map_changes_what_is_compiled():
 @needs_triton
 @compiles
 def test_no_size_is_specialised_on():
-    for module in availability.modules():
-        for kernel in vars(module).values():
-            for parameter in getattr(kernel, 'params', ()):
-                if kernel.__name__ == 'store_parts' or parameter.is_constexpr:
-                    continue
-                known = parameter.name.startswith('p_') or 'scale' in parameter.name
-                assert known or parameter.do_not_specialize, parameter.name
+    pack, products = availability.modules()
+    kernels = [pack.lay_out_rows, pack.add_rows, pack.lay_out_weights]
+    kernels += [products.convolve, products.correlate, products.add_partial]
+    for kernel in kernels:
+        for parameter in kernel.params:
+            # Addresses are, once per alignment, and triton never is on floats.
+            known = parameter.name.startswith('p_') or 'scale' in parameter.name
+            known = known or parameter.is_constexpr
+            assert known or parameter.do_not_specialize, parameter.name
 
 
 def test_costs_follow_the_work():
     backend = choose.BACKENDS['triton']
     costs = [
-        backend.cost(problem((2, 64, 128, 128), (size, size), grid), ('forward',))
+        backend.cost(problem((2, 64, 128, 128), (size, size), grid=grid), ('forward',))
         for size, grid in ((31, None), (51, PELK), (51, None), (101, None))
     ]
-    assert costs[1] < costs[0] < costs[2] < costs[3]
+    assert sorted(costs) == [costs[i] for i in (1, 0, 2, 3)]
 
 
 def test_the_interpreter_is_never_the_expected_fastest(monkeypatch):

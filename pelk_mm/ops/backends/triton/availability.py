@@ -60,7 +60,7 @@ def modules() -> tuple[ModuleType, ModuleType]:
 def interpreted() -> bool:
     """Whether triton's interpreter runs the kernels, on tensors of the CPU."""
     found = load()
-    return not isinstance(found, str) and not hasattr(found[1].convolve, 'cache_hook')
+    return not isinstance(found, str) and bool(found[1].INTERPRETED.value)
 
 
 def failure(device: str) -> str | None:
@@ -74,7 +74,11 @@ def failures() -> tuple[tuple[str, str], ...]:
 
 
 def why_not(device: str) -> str | None:
-    """Say why kernels cannot run on a type of device, as a backend does."""
+    """Say why kernels cannot run on a type of device, as a backend does.
+
+    Nobody has run them on a GPU of any maker; for NVIDIA's they were compiled, counted
+    and interpreted.
+    """
     if device in _NOT_TRIED:
         return (
             f'its kernels were neither compiled for nor run on {_NOT_TRIED[device]}, '

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import availability, variants
 from .plan import VECTOR, Plan, Tile, up
 
+
 @functools.lru_cache(maxsize=1024)
 def _table(numbers: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Numbers on a device, copied there once."""
@@ -127,9 +128,9 @@ def lay_out_weights(plan: Plan, weight: Tensor, tile: Tile) -> Tensor:
     to = weight.new_empty(
         channels * rows * parts * VECTOR * length, dtype=plan.split.operand
     )
-    indices = [cell.index for cell in plan.row_cells]
+    indices = [cell.parameter for cell in plan.row_cells]
     for cell in plan.column_cells:
-        indices += [cell.index] * cell.length
+        indices += [cell.parameter] * cell.length
     availability.launch(
         pack.lay_out_weights,
         (channels * rows, -(-length // variants.WEIGHT_BLOCK)),
@@ -167,7 +168,12 @@ def _steps(plan: Plan, tile: Tile, plane_stride: int) -> tuple[int, ...]:
 
 
 def convolve(
-    plan: Plan, tile: Tile, planes: Planes, rows: Tensor, bias: Tensor | None, out: Tensor
+    plan: Plan,
+    tile: Tile,
+    planes: Planes,
+    rows: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
 ) -> None:
     """Write the output's part for which there are planes.
 
@@ -254,10 +260,10 @@ def weight_gradient(plan: Plan, grad: Planes, x: Planes, to: Tensor) -> None:
     cells = []
     for number, cell in enumerate(plan.row_cells):
         own = [i for i, term in enumerate(terms) if term[0] == number]
-        cells.append((cell.index, own[0], own[-1] + 1))
+        cells.append((cell.parameter, own[0], own[-1] + 1))
     for cell in plan.column_cells:
         start = cell.start + plan.side
-        cells.append((cell.index, start, start + cell.length))
+        cells.append((cell.parameter, start, start + cell.length))
     availability.launch(
         products.add_partial,
         (channels * len(plan.row_cells),),

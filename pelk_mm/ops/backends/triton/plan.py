@@ -31,20 +31,22 @@ VECTOR = 8
 SCRATCH_BYTES = 24 << 20
 
 
-#: Cycles that a program takes apart from its steps: the first loads and the stores.
-PROGRAM_CLOCKS = 1000
+#: Cycles of a Hopper multiprocessor, by the counts of `benchmarks/gpu_kernels.py`: of a
+#: program apart from its steps, its first loads and its stores; of an element of a
+#: plane laid out, and of a row added to it.
+PROGRAM_CLOCKS, ELEMENT_CLOCKS, ROW_CLOCKS = 1000, 0.2, 0.03
 
 
 class Cell(NamedTuple):
     """Adjacent taps along an axis that share a parameter.
 
     Attributes:
-        index: Of the parameter.
+        parameter: Its index.
         start: First tap, 0 at the kernel's centre.
         length: Number of taps.
     """
 
-    index: int
+    parameter: int
     start: int
     length: int
 
@@ -270,6 +272,29 @@ class Plan:
         step = max(high * wide * tile.depth / 2048, moved * tile.depth * 2 / 128)
         each = step * self.steps(tile) * len(self.products) + PROGRAM_CLOCKS
         return self.channels * tiles * each
+
+    def weight_clocks(self, rows: int, lags: int, depth: int) -> float:
+        """The same of the gradient to the weights.
+
+        Args:
+            rows: Of a tile, eight per term.
+            lags: Columns of a tile.
+            depth: Blocks of eight elements that a step multiplies.
+        """
+        tiles = -(-len(self.terms) * VECTOR // rows) * -(-self.lags // lags)
+        moved = 2 * (rows + lags) * depth * 2 / 128
+        step = max(rows * lags * depth / 2048, moved)
+        blocks = self.images * self.image_rows * self.pitch / VECTOR
+        return self.channels * tiles * blocks / depth * self.split.row * step
+
+    def pack_clocks(self, summed: bool) -> float:
+        """The same of laying out planes, with their box sums or without."""
+        elements = self.images * self.channels * self.image_rows * self.pitch
+        each = ELEMENT_CLOCKS * self.split.row
+        if summed and self.sums:
+            each += ROW_CLOCKS * self.split.row * self.sums[-1]
+            each += ELEMENT_CLOCKS * self.split.sums * len(self.sums) / 4
+        return elements * each
 
     def chunks(self, tile: Tile) -> list[tuple[slice, slice]]:
         """Images and channels whose planes and weights are in scratch at a time."""

@@ -14,6 +14,7 @@ from .casts import INTERPRETED, narrow, widen
 # triton takes types from annotations, and no annotation where it is to find out.
 # mypy: disable-error-code="valid-type,no-untyped-def"
 
+
 @triton.jit(
     do_not_specialize=[
         's_image',
@@ -291,7 +292,9 @@ def add_partial(
         total = tl.zeros((8, BLOCK), tl.float32)
         for split in range(n_splits):
             place = (split * n_channels + channel).to(tl.int64) * n_row_tiles
-            place = (place + term // (ROWS // 8)) * n_lags * ROWS + term % (ROWS // 8) * 8
+            place = (place + term // (ROWS // 8)) * n_lags * ROWS + term % (
+                ROWS // 8
+            ) * 8
             # Of the columns of x, an element saw the first as many columns further on.
             seen = (element + tap[None, :]) * ROWS + element
             total += tl.load(p_partial + place + seen, mask=inside[None, :], other=0)

@@ -1,7 +1,7 @@
-"""Constants that the kernels are compiled with: the same where they run and are counted.
+"""Constants that kernels are compiled with: the same where they run and are counted.
 
-None of them is a size of a map, and but for the cells of a sharing grid none is one of a
-kernel, so that a handful of variants serves everything.
+None of them is a size of a map, and but for the cells of a sharing grid none is one of
+a kernel, so that a handful of variants serves everything.
 """
 
 import itertools

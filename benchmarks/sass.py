@@ -79,8 +79,8 @@ def parse_sass(text: str) -> list[Instruction]:
 def find_loops(code: Sequence[Instruction]) -> list[Loop]:
     """First and last instruction of every loop, in the order of the first ones.
 
-    Those that only wait are left out: a few instructions that try again, jumps back from
-    code after the end, and the jump to itself there.
+    Those that only wait are left out: a few instructions that try again, jumps back
+    from code after the end, and the jump to itself there.
     """
     exits = [index for index, each in enumerate(code) if each.opcode == 'EXIT']
     ends: dict[int, int] = {}

@@ -22,10 +22,10 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         *cpu.BACKENDS,
-        *triton.BACKENDS,
         TorchConv('channels_last'),
         TorchConv('nchw'),
         TorchFFT(),
+        *triton.BACKENDS,
     )
 }
 

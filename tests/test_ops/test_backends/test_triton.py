@@ -187,22 +187,28 @@ def test_no_size_is_specialised_on():
             assert known or parameter.do_not_specialize, parameter.name
 
 
-def test_costs_follow_the_work():
+def test_counts_follow_the_work():
     backend = choose.BACKENDS['triton']
     costs = [
-        backend.cost(problem((2, 64, 128, 128), (size, size), grid=grid), ('forward',))
+        backend.counted(
+            problem((2, 64, 128, 128), (size, size), grid=grid), ('forward',)
+        )
         for size, grid in ((31, None), (51, PELK), (51, None), (101, None))
     ]
     assert sorted(costs) == [costs[i] for i in (1, 0, 2, 3)]
 
 
-def test_the_interpreter_is_never_the_expected_fastest(monkeypatch):
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_it_runs_only_where_it_is_asked_for(device, monkeypatch):
+    """Nobody has measured it on a GPU, and on the CPU it is interpreted."""
+    monkeypatch.delenv(choose.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(availability, 'why_not', lambda device: None)
-    small = problem((1, 1, 8, 8), (3, 3), device='cpu')
+    small = problem((1, 1, 8, 8), (3, 3), device=device)
     choose._cheapest.cache_clear()
     (chosen,) = choose.choose(small, ('forward',))
     choose._cheapest.cache_clear()
     assert not isinstance(chosen, Triton)
+    assert isinstance(choose.choose(small, ('forward',), 'triton')[0], Triton)
 
 
 # ------------------------------------------------------------------ the kernels

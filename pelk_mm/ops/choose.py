@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Hashable, Iterator
 
-from .backends import cpu
+from .backends import cpu, triton
 from .backends.base import Backend, Passes
 from .backends.torch_conv import TorchConv
 from .backends.torch_fft import TorchFFT
@@ -25,6 +25,7 @@ BACKENDS: dict[str, Backend] = {
         TorchConv('channels_last'),
         TorchConv('nchw'),
         TorchFFT(),
+        *triton.BACKENDS,
     )
 }
 

@@ -15,13 +15,15 @@ from pelk_mm.ops.backends import cpu
 from pelk_mm.ops.backends.cpu import library
 from pelk_mm.ops.problem import Problem
 
-#: Each backend, the compiled ones once per instruction set of this processor.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Each backend that runs on the CPU, the compiled ones once per instruction set of this
+#: processor. That of triton does where TRITON_INTERPRET=1.
 VARIANTS = [
     (name, version)
     for name, backend in choose.BACKENDS.items()
     for version in (cpu.instruction_sets() if backend in cpu.BACKENDS else [None])
+    if any(name in ops.available_backends(dtype=dtype) for dtype in DTYPES)
 ]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PAPER_GRID = (9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9)
 
 #: Shape of the input, size of the kernel, sharing grid.

@@ -7,12 +7,16 @@ from torch import Tensor, nn
 
 from . import operators
 from ._torch_compat import in_forward_mode, is_watched
+from .backends.base import Backend, Passes
 from .choose import (
     BACKENDS,
     available,
     by_backend,
     choose,
     expected_time,
+    is_timed,
+    measured,
+    measured_time,
     require_known,
 )
 from .layout import memory_format
@@ -242,8 +246,8 @@ def explain(
 ) -> str:
     """Tell which backends a convolution runs on, and why not on the others.
 
-    Nothing is computed. Prints a line per backend: its expected times on one thread,
-    or the reason why it cannot run.
+    Nothing is computed or timed. Prints a line per backend: its expected times on one
+    thread, on CUDA those that were measured, or the reason why it cannot run.
 
     Args:
         x: Input of shape (N, C, H, W).
@@ -278,29 +282,34 @@ def explain(
     for name, each in BACKENDS.items():
         reason = each.why_not(problem)
         if reason is None:
-            times = (each.cost(problem, passes) for passes in calls.values())
             told = ', '.join(
-                f'{call} {_milliseconds(time)}'
-                for call, time in zip(calls, times, strict=True)
+                f'{call} {_time(problem, passes, (each,) * len(passes))}'
+                for call, passes in calls.items()
             )
-            if each.stands_in:
+            if each.stands_in and not is_timed(problem):
                 told += ' (stands in where no other can)'
         else:
             told = f'no: {reason}'
         lines.append(f'  {name:{width}}  {told}')
     for call, passes in calls.items():
-        option = choose(problem, passes, backend)
+        option = choose(problem, passes, backend, may_time=False)
         parts = [
             each.name + f' for {" and ".join(own)}' * (own != passes)
             for each, own in by_backend(passes, option)
         ]
-        time = _milliseconds(expected_time(problem, passes, option))
-        lines.append(f'{call}: {", ".join(parts)}, {time}')
+        lines.append(f'{call}: {", ".join(parts)}, {_time(problem, passes, option)}')
     text = '\n'.join(lines)
     print(text)
     return text
 
 
-def _milliseconds(nanoseconds: float) -> str:
-    known = nanoseconds < float('inf')
-    return f'{nanoseconds / 1e6:.3g} ms' if known else 'not measured'
+def _time(problem: Problem, passes: Passes, option: tuple[Backend, ...]) -> str:
+    """What `explain` says of the time of passes, each on a backend."""
+    times = measured(problem, passes)
+    if times is not None:
+        time = measured_time(passes, option, times)
+        return 'failed' if time is None else f'{time / 1e6:.3g} ms measured'
+    if is_timed(problem):
+        return 'not timed yet'
+    time = expected_time(problem, passes, option)
+    return f'{time / 1e6:.3g} ms' if time < float('inf') else 'not measured'

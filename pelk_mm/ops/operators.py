@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._torch_compat import is_watched
-from .choose import by_backend, choose
+from .choose import by_backend, choose, leave_out
 from .layout import memory_format
 from .problem import Problem, accumulation_dtype
 
@@ -36,7 +36,11 @@ def forward(
     (chosen,) = choose(problem, ('forward',), backend)
     if not problem.plain and not x.numel():
         return _forward_fake(x)
-    return chosen.forward(problem, x, weight, bias)
+    try:
+        return chosen.forward(problem, x, weight, bias)
+    except RuntimeError as error:
+        leave_out(problem, ('forward',), backend, (chosen,), error)
+    return forward(x, weight, sharing_grid, bias, backend)
 
 
 def backward(
@@ -67,12 +71,16 @@ def backward(
         grad_x, grad_weight = _backward_fake(x, grad, weight, sharing_grid, needs_x)
         return grad_x, grad_weight.zero_()
     grad_x, grad_weight = _backward_fake(None, grad, weight, sharing_grid, False)
-    for chosen, own in by_backend(passes, option):
-        image = x if 'weight' in own else None
-        to_x, to_weight = chosen.backward(problem, image, grad, weight, 'input' in own)
-        grad_x = grad_x if to_x is None else to_x
-        grad_weight = grad_weight if to_weight is None else to_weight
-    return grad_x, grad_weight
+    try:
+        for chosen, own in by_backend(passes, option):
+            image = x if 'weight' in own else None
+            found = chosen.backward(problem, image, grad, weight, 'input' in own)
+            grad_x = grad_x if found[0] is None else found[0]
+            grad_weight = grad_weight if found[1] is None else found[1]
+        return grad_x, grad_weight
+    except RuntimeError as error:
+        leave_out(problem, passes, backend, option, error)
+    return backward(x, grad, weight, sharing_grid, needs_x, backend)
 
 
 def _forward_fake(x: Tensor, *args: Any) -> Tensor:

@@ -47,8 +47,10 @@ def _plain_depthwise(x, weight, bias=None):
     )
 
 
-def _plain_peripheral(x, weight, sharing_grid, bias=None):
-    return _plain_depthwise(x, ops.expand_kernel(weight, sharing_grid), bias)
+def _plain_peripheral(x, weight, sharing_grid, bias=None, *, partial=False):
+    first, rest = x.tensor_split((len(weight),), dim=1)
+    out = _plain_depthwise(first, ops.expand_kernel(weight, sharing_grid), bias)
+    return torch.cat((out, rest), dim=1) if partial else out
 
 
 @contextlib.contextmanager

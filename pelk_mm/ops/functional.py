@@ -32,17 +32,25 @@ def _under_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, partial: bool = False
+) -> None:
     """Refuse what no backend could make sense of."""
     if x.dim() != 4 or weight.dim() != 3:
         raise ValueError(
             'expected x of shape (N, C, H, W) and weight of shape (C, rows, columns), '
             f'got {tuple(x.shape)} and {tuple(weight.shape)}'
         )
-    if weight.shape[0] != x.shape[1]:
+    if partial and weight.shape[0] > x.shape[1]:
+        raise ValueError(
+            f'weight has kernels for {weight.shape[0]} channels and x has only '
+            f'{x.shape[1]}; pass one kernel per channel to convolve'
+        )
+    if not partial and weight.shape[0] != x.shape[1]:
         raise ValueError(
             f'weight has kernels for {weight.shape[0]} channels and x has '
-            f'{x.shape[1]}; pass one kernel per channel'
+            f'{x.shape[1]}; pass one kernel per channel, or partial=True where the '
+            'other channels are to pass unchanged'
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
@@ -128,7 +136,13 @@ def _run(
     backend: str | None,
 ) -> Tensor:
     require_known(backend)
-    x = _autocast(x)
+    lowered = _autocast(x)
+    channels = weight.shape[0]
+    if lowered.dtype != x.dtype and channels != x.shape[1]:
+        # The channels that are not convolved keep their precision.
+        first = _run(operator, x[:, :channels], weight, sharing_grid, bias, backend)
+        return torch.cat((first.to(x.dtype), x[:, channels:]), dim=1)
+    x = lowered
     if is_plain():
         # Whoever looks on sees the operators that the backend calls, not ours.
         call = operators.forward
@@ -151,6 +165,7 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    partial: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Depthwise convolution, stride 1, zero padding that keeps the size.
@@ -164,18 +179,21 @@ def depthwise_conv2d(
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
+        partial: Whether ``x`` may have more than C channels. Only the first C are
+            convolved then, and the others pass unchanged: ``torch.cat((conv(x[:, :C]),
+            x[:, C:]), 1)``, without the copies that this takes.
         backend: Name of a backend to insist on, see `available_backends`. By default
             what the environment variable `PELK_MM_CONV` says, else the expected
             fastest.
 
     Returns:
-        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
+        Output of the shape of ``x``, channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, a kernel size is
             even, or the backend asked for does not exist or cannot compute this.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, partial)
     _check_kernel(weight)
     return _run(operators.depthwise_conv2d, x, weight, None, bias, backend)
 
@@ -186,6 +204,7 @@ def peripheral_conv2d(
     sharing_grid: Sequence[int],
     bias: Tensor | None = None,
     *,
+    partial: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Peripheral convolution: K x K taps that share k' x k' parameters.
@@ -199,17 +218,18 @@ def peripheral_conv2d(
         sharing_grid: Cell sizes along either axis, k' of them; their sum K, the
             kernel size, is odd.
         bias: Optional bias of shape (C,).
+        partial: As for `depthwise_conv2d`.
         backend: As for `depthwise_conv2d`.
 
     Returns:
-        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
+        Output of the shape of ``x``, channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, the grid is not
             made of positive integers with an odd sum, or the backend asked for does
             not exist or cannot compute this.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, partial)
     _check_grid(weight, sharing_grid)
     grid = _shared(sharing_grid)
     return _run(operators.peripheral_conv2d, x, weight, grid, bias, backend)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..version import __version__
-from .backends.base import Backend, Passes
+from .backends.base import Backend, Passes, TorchBackend
 from .problem import Problem
 
 #: A backend and the passes that it computes in one call.
@@ -23,6 +23,9 @@ Candidate = tuple[Backend, Passes]
 _RUNS = 4
 #: A first run that takes so many times as long as the best so far is the only one.
 _FAR_BEHIND = 2.0
+#: What results may differ from torch's by, over the norm: no rounding does, tf32's
+#: neither, but a kernel that was compiled wrongly.
+_DIFFERENCE = 1e-2
 #: Bytes that the backends take whatever the size of the maps.
 _FIXED_SCRATCH = 2**28
 
@@ -76,13 +79,17 @@ class Operands(NamedTuple):
             size = (len(problem.grid), len(problem.grid))
         return cls(x, grad, draw((channels, *size), wide), draw((channels,), wide))
 
-    def run(self, problem: Problem, backend: Backend, passes: Passes) -> object:
-        """Compute passes by a backend."""
+    def run(
+        self, problem: Problem, backend: Backend, passes: Passes
+    ) -> dict[str, Tensor]:
+        """Compute passes by a backend, and name their results."""
         x, grad, weight, bias = self
         if passes == ('forward',):
-            return backend.forward(problem, x, weight, bias)
+            return {'forward': backend.forward(problem, x, weight, bias)}
         seen = x if 'weight' in passes else None
-        return backend.backward(problem, seen, grad, weight, 'input' in passes)
+        found = backend.backward(problem, seen, grad, weight, 'input' in passes)
+        named = zip(('input', 'weight'), found, strict=True)
+        return {name: result for name, result in named if result is not None}
 
 
 def event_seconds(work: Callable[[], object]) -> float:
@@ -142,9 +149,9 @@ class CudaStopwatch:
 
     def shortage(self, problem: Problem) -> str | None:
         """Compare what the backends may take with what is free."""
-        # Two maps are drawn. A backend's result, its copies in another layout and its
-        # copies in the accumulation dtype follow, and are freed again.
-        maps = 4 * problem.dtype.itemsize + 4 * problem.accumulation_dtype.itemsize
+        # Two maps are drawn. Two of a backend's results, its copies in another layout
+        # and its copies in the accumulation dtype follow, and are freed again.
+        maps = 5 * problem.dtype.itemsize + 4 * problem.accumulation_dtype.itemsize
         needed = math.prod(problem.shape) * maps + _FIXED_SCRATCH
         free, _ = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -156,15 +163,26 @@ class CudaStopwatch:
     def time(
         self, problem: Problem, candidates: Iterable[Candidate]
     ) -> dict[Candidate, float | Exception]:
-        """Run candidates one after the other; the first run of each does not count."""
+        """Run candidates one after the other; the first run of each does not count.
+
+        One whose results are not torch's, but for rounding, is an error.
+        """
         times: dict[Candidate, float | Exception] = {}
         least: dict[Passes, float] = {}
+        samples: dict[Candidate, dict[str, Tensor]] = {}
+        latest: dict[str, Tensor] = {}
         with torch.no_grad():
             operands = Operands.of(problem)
+
+            def run(problem: Problem, backend: Backend, passes: Passes) -> None:
+                latest.update(operands.run(problem, backend, passes))
+
             for backend, passes in candidates:
-                work = functools.partial(operands.run, problem, backend, passes)
+                work = functools.partial(run, problem, backend, passes)
                 try:
+                    latest.clear()
                     taken = self._median(work, least.get(passes, math.inf))
+                    samples[backend, passes] = _sample(latest)
                 # Whatever a compiler or a driver raises: the others can run.
                 except Exception as error:  # noqa: BLE001
                     # Its traceback would keep the tensors of the run.
@@ -172,7 +190,8 @@ class CudaStopwatch:
                     continue
                 times[backend, passes] = 1e9 * taken
                 least[passes] = min(taken, least.get(passes, math.inf))
-        return times
+            bound = max(_DIFFERENCE, 8 * torch.finfo(problem.dtype).eps)
+            return {**times, **_wrong(samples, bound)}
 
     def _median(self, work: Callable[[], object], least: float) -> float:
         self.seconds_of(work)  # compiles, and asks for memory
@@ -182,3 +201,35 @@ class CudaStopwatch:
         return statistics.median(
             [first, *(self.seconds_of(work) for _ in range(_RUNS))]
         )
+
+
+def _sample(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first and the last channel of results."""
+    samples = {}
+    for name, result in results.items():
+        axis = 0 if name == 'weight' else 1
+        count = result.shape[axis]
+        ends = (result.narrow(axis, place, 1) for place in (0, count - 1))
+        samples[name] = torch.cat([end.double() for end in ends], axis)
+    return samples
+
+
+def _wrong(
+    samples: dict[Candidate, dict[str, Tensor]], bound: float
+) -> dict[Candidate, Exception]:
+    """Candidates whose results differ from those of the first of torch's."""
+    trusted: dict[str, Tensor] = {}
+    for (backend, _), results in samples.items():
+        if isinstance(backend, TorchBackend):
+            trusted = {**results, **trusted}
+    wrong: dict[Candidate, Exception] = {}
+    for candidate, results in samples.items():
+        for name in results.keys() & trusted.keys():
+            right = trusted[name]
+            error = ((results[name] - right).norm() / right.norm()).item()
+            if not error <= bound:  # a NaN neither
+                wrong[candidate] = ArithmeticError(
+                    f"its results ({name}) differ from torch's by {error:.2g} of the "
+                    f'norm, more than {bound:.2g}'
+                )
+    return wrong

@@ -424,11 +424,12 @@ def test_made_up_maps_are_the_problems(grid, dtype):
     assert torch.equal(torch.get_rng_state(), state)
     assert Problem.of(operands.x, operands.weight, grid) == problem
     backend = choose.BACKENDS['nchw']
-    out = operands.run(problem, backend, FORWARD)
-    assert out.shape == problem.shape
-    for passes in (('input',), ('weight',), BOTH):
+    for passes in (FORWARD, ('input',), ('weight',), BOTH):
         found = operands.run(problem, backend, passes)
-        assert [f is not None for f in found] == [p in passes for p in BOTH]
+        assert tuple(found) == passes
+        for name, result in found.items():
+            like = operands.weight if name == 'weight' else operands.x
+            assert result.shape == like.shape
 
 
 def test_a_candidate_far_behind_is_run_twice_only():
@@ -461,6 +462,41 @@ def test_what_a_candidate_raises_is_kept_and_the_others_go_on():
     times = list(stopwatch.CudaStopwatch(seconds_of).time(problem, candidates).values())
     assert isinstance(times[0], SyntaxError)
     assert times[1] == 1e9
+
+
+@pytest.mark.parametrize('passes', [FORWARD, ('input',), ('weight',), BOTH])
+@pytest.mark.parametrize('factor', [1.0, 1.5, float('nan')])
+def test_a_backend_that_computes_wrong_numbers_is_left_out(passes, factor):
+    """However fast it is, as kernels may be compiled wrongly on a card."""
+
+    class Other(Backend):
+        name = 'other'
+
+        def why_not(self, problem):
+            return None
+
+        def forward(self, problem, x, weight, bias):
+            out = choose.BACKENDS['nchw'].forward(problem, x, weight, bias)
+            out[:, -1] *= factor
+            return out
+
+        def dense_gradient(self, problem, x, grad):
+            found = choose.BACKENDS['nchw'].dense_gradient(problem, x, grad)
+            found[-1] *= factor
+            return found
+
+    def seconds_of(work):
+        work()
+        return 1.0
+
+    problem = Problem((2, 3, 6, 7), (5, 5), (2, 1, 2), torch.bfloat16)
+    other = Other(), passes
+    candidates = [other, *((choose.BACKENDS[n], passes) for n in ('nchw', 'torch_fft'))]
+    times = stopwatch.CudaStopwatch(seconds_of).time(problem, candidates)
+    wrong = {each for each, taken in times.items() if isinstance(taken, Exception)}
+    assert wrong == (set() if factor == 1 else {other})
+    if wrong:
+        assert "differ from torch's by " in str(times[other])
 
 
 def test_a_second_is_a_thousand_of_the_events_milliseconds(monkeypatch):

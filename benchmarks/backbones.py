@@ -6,23 +6,34 @@ docs/performance.md quotes the table.
 
     python benchmarks/backbones.py              training steps of backbones and UperNets
     python benchmarks/backbones.py --forward    inference
+    python benchmarks/backbones.py --device cuda    both on a GPU, and images a second
+    python benchmarks/backbones.py --throughput     the latter alone
 """
 
 import contextlib
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import MODELS as BACKBONES
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
-from timing import make_parser, prepare, seconds_of, take_turns
+from timing import (
+    add_device,
+    make_parser,
+    median_seconds,
+    prepare,
+    seconds_of,
+    take_turns,
+    write_json,
+)
 
 import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
@@ -34,6 +45,13 @@ MODEL_CONFIGS = (
     'upernet_slak_t_ade20k.py',
     'upernet_replknet_31b_ade20k.py',
 )
+#: Backbones of PeLK's table of throughput (section 6.3), and images a second there:
+#: A100, float32, 224 x 224, the batch not told.
+THROUGHPUT = {
+    'SLaK-T': ({'type': 'SLaK', 'arch': 'tiny'}, 754),
+    'PeLK-T': ({'type': 'PeLK', 'arch': 'tiny'}, 1138),
+    'PeLK-101-T': ({'type': 'PeLK', 'arch': 'tiny-101'}, 1077),
+}
 
 
 def _plain_depthwise(x, weight, bias=None):
@@ -47,8 +65,10 @@ def _plain_depthwise(x, weight, bias=None):
     )
 
 
-def _plain_peripheral(x, weight, sharing_grid, bias=None):
-    return _plain_depthwise(x, ops.expand_kernel(weight, sharing_grid), bias)
+def _plain_peripheral(x, weight, sharing_grid, bias=None, *, partial=False):
+    first, rest = x.tensor_split((len(weight),), dim=1)
+    out = _plain_depthwise(first, ops.expand_kernel(weight, sharing_grid), bias)
+    return torch.cat((out, rest), dim=1) if partial else out
 
 
 @contextlib.contextmanager
@@ -89,7 +109,8 @@ def segmentor_step(model: torch.nn.Module, images: torch.Tensor, train: bool) ->
     """
     samples = []
     for image in images:
-        labels = torch.randint(0, model.num_classes, (1, *image.shape[1:]))
+        size = (1, *image.shape[1:])
+        labels = torch.randint(0, model.num_classes, size, device=image.device)
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels)))
     if train:
         losses = model(images, samples, mode='loss')
@@ -115,13 +136,17 @@ def backbone_step(model: torch.nn.Module, images: torch.Tensor, train: bool) -> 
         model.zero_grad()
 
 
-def plain_seconds(step: Callable[..., None], *arguments: object) -> float:
+def plain_seconds(
+    step: Callable[..., None], *arguments: object, device: str = 'cpu'
+) -> float:
     """Time a step on torch's convolution, in seconds."""
     with plain():
-        return seconds_of(step, *arguments)
+        return seconds_of(step, *arguments, device=device)
 
 
-def operator_time(step: Callable[..., None], *arguments: object) -> float:
+def operator_time(
+    step: Callable[..., None], *arguments: object, device: str = 'cpu'
+) -> float:
     """Time that a step spends in our operators.
 
     Returns:
@@ -130,14 +155,107 @@ def operator_time(step: Callable[..., None], *arguments: object) -> float:
     with torch.profiler.profile() as profile:
         step(*arguments)
     return 1e-6 * sum(
-        event.cpu_time_total
+        event.cpu_time_total if device == 'cpu' else event.device_time_total
         for event in profile.key_averages()
         if event.key.startswith('pelk_mm::')
     )
 
 
+def compare(
+    configs: Iterable[str],
+    batch: int,
+    size: int,
+    turns: int,
+    train: bool,
+    device: str = 'cpu',
+) -> dict[str, dict[str, float]]:
+    """Print the table of segmentors and their backbones.
+
+    Args:
+        configs: File names in `configs/`.
+        batch: Number of images.
+        size: Side of the images.
+        turns: Timed steps of each version.
+        train: Training steps, or inference.
+        device: Type of the device.
+
+    Returns:
+        Of every line the median seconds. One that does not fit into memory says so in
+        the table, and is missing.
+    """
+    work = 'training step' if train else 'inference'
+    print(
+        f'| {work}, {batch} x {size} x {size} | x faster than plain '
+        '| if the operators took no time |'
+    )
+    print('|---|---|---|', flush=True)
+    results = {}
+    for config in configs:
+        for part, step in (('backbone', backbone_step), ('segmentor', segmentor_step)):
+            try:
+                model = build(config).to(device).train(train)
+                images = torch.randn(batch, 3, size, size, device=device)
+                arguments = (step, model, images, train)
+                on_device = {'device': device}
+                works = {
+                    'ours': functools.partial(seconds_of, *arguments, **on_device),
+                    'plain': functools.partial(plain_seconds, *arguments, **on_device),
+                }
+                medians = take_turns(works, turns=turns)
+                medians['operators'] = operator_time(*arguments, **on_device)
+            except torch.OutOfMemoryError:
+                print(f'| {config}, {part} | out of memory | |', flush=True)
+                continue
+            bound = medians['plain'] / (medians['ours'] - medians['operators'])
+            ratio = medians['plain'] / medians['ours']
+            print(f'| {config}, {part} | {ratio:.1f} | {bound:.1f} |', flush=True)
+            results[f'{config} {part}'] = medians
+    return results
+
+
+def throughput(
+    batch: int,
+    size: int = 224,
+    device: str = 'cpu',
+    models: Mapping[str, tuple[dict, int]] = THROUGHPUT,
+) -> dict[str, float | str]:
+    """Print images a second of backbones in inference, in float32.
+
+    Without a classifier, of which these backbones have none, and in their deployment
+    form.
+
+    Args:
+        batch: Number of images at a time.
+        size: Side of the images.
+        device: Type of the device.
+        models: Configs of the backbones and images a second in the paper, by name.
+
+    Returns:
+        Images a second by name, or that the memory does not suffice.
+    """
+    print(
+        f'\n| inference, {batch} x {size} x {size}, float32, images a second | here '
+        '| in the paper, on an A100 at 224 x 224 |'
+    )
+    print('|---|---|---|', flush=True)
+    found: dict[str, float | str] = {}
+    for name, (config, paper) in models.items():
+        try:
+            model = BACKBONES.build({**config, 'deploy': True}).to(device).eval()
+            images = torch.randn(batch, 3, size, size, device=device)
+            with torch.no_grad():
+                seconds = median_seconds(functools.partial(model, images), device)
+            found[name] = batch / seconds
+        except torch.OutOfMemoryError:
+            found[name] = 'out of memory'
+        told = found[name]
+        told = told if isinstance(told, str) else f'{told:.4g}'
+        print(f'| {name} | {told} | {paper} |', flush=True)
+    return found
+
+
 def main() -> None:
-    """Run the models and print their table."""
+    """Run the models and print their tables."""
     parser = make_parser(__doc__)
     parser.add_argument(
         '--config',
@@ -164,35 +282,37 @@ def main() -> None:
     parser.add_argument(
         '--forward', action='store_true', help='inference instead of training steps'
     )
+    parser.add_argument(
+        '--throughput',
+        action='store_true',
+        help="images a second at 224 x 224 beside the paper's, alone",
+    )
+    parser.add_argument(
+        '--throughput-batch',
+        type=int,
+        default=64,
+        help='number of images for it (default: %(default)s)',
+    )
     parser.add_argument('--json', metavar='FILE', help='write all medians to a file')
+    add_device(parser)
     args = parser.parse_args()
     register_all_modules(init_default_scope=True)
-    prepare(args.threads)
-    work = 'inference' if args.forward else 'training step'
-    print(
-        f'| {work}, {args.batch} x {args.size} x {args.size} | x faster than plain '
-        '| if the operators took no time |'
-    )
-    print('|---|---|---|', flush=True)
-    results = {}
-    for config in args.config or MODEL_CONFIGS:
-        model = build(config)
-        model.train(not args.forward)
-        images = torch.randn(args.batch, 3, args.size, args.size)
-        for part, step in (('backbone', backbone_step), ('segmentor', segmentor_step)):
-            arguments = (step, model, images, not args.forward)
-            works = {
-                'ours': functools.partial(seconds_of, *arguments),
-                'plain': functools.partial(plain_seconds, *arguments),
-            }
-            medians = take_turns(works, turns=args.turns)
-            medians['operators'] = operator_time(*arguments)
-            bound = medians['plain'] / (medians['ours'] - medians['operators'])
-            ratio = medians['plain'] / medians['ours']
-            print(f'| {config}, {part} | {ratio:.1f} | {bound:.1f} |', flush=True)
-            results[f'{config} {part}'] = medians
+    machine = prepare(args.threads, args.device)
+    results: dict[str, Any] = {}
+    if not args.throughput:
+        results = compare(
+            args.config or MODEL_CONFIGS,
+            args.batch,
+            args.size,
+            args.turns,
+            not args.forward,
+            args.device,
+        )
+    if args.throughput or args.device != 'cpu':
+        rates = throughput(args.throughput_batch, device=args.device)
+        results['images a second'] = rates
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1))
+        write_json(args.json, {**machine, 'results': results})
 
 
 if __name__ == '__main__':

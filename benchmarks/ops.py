@@ -13,18 +13,26 @@ docs/performance.md quotes the tables. The methods:
     python benchmarks/ops.py                    every suite, 2 threads
     python benchmarks/ops.py --suite stripes    one of them
     python benchmarks/ops.py --plot docs/time_against_kernel.png
+    python benchmarks/ops.py --device cuda      the table of benchmarks/gpu.py instead
 """
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import make_parser, prepare, ratios, seconds_of, take_turns
+from device_table import compare_all
+from timing import (
+    add_device,
+    make_parser,
+    prepare,
+    ratios,
+    seconds_of,
+    take_turns,
+    write_json,
+)
 
 from pelk_mm import ops
 from pelk_mm.ops.problem import fast_length
@@ -408,8 +416,16 @@ def main() -> None:
         'named',
     )
     parser.add_argument('--json', metavar='FILE', help='write all medians to a file')
+    add_device(parser)
     args = parser.parse_args()
-    machine = prepare(args.threads)
+    machine = prepare(args.threads, args.device)
+    if args.device != 'cpu':
+        if args.suite or args.floor:
+            parser.error('--suite and --floor are of the CPU; leave --device out')
+        rows, right = compare_all(args.device, args.seconds, args.plot)
+        if args.json:
+            write_json(args.json, {**machine, 'results': rows})
+        raise SystemExit(not right)
     results = []
     if not (args.plot or args.floor) or args.suite:
         chosen = args.suite or suites
@@ -419,9 +435,7 @@ def main() -> None:
     if args.floor:
         floors(args.seconds)
     if args.json:
-        Path(args.json).write_text(
-            json.dumps({**machine, 'results': results}, indent=1)
-        )
+        write_json(args.json, {**machine, 'results': results})
     if args.plot:
         plot(args.plot, args.seconds)
 

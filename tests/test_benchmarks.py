@@ -1,7 +1,10 @@
 """What the benchmarks share, and that each of them starts."""
 
 import functools
+import importlib
+import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
 #: What scripts import, no scripts.
-SHARED_PARTS = ('timing', 'sass')
+SHARED_PARTS = ('timing', 'device_table', 'sass')
 SCRIPTS = sorted(p for p in BENCHMARKS.glob('*.py') if p.stem not in SHARED_PARTS)
 
 
@@ -27,7 +30,7 @@ def test_help(script, monkeypatch, capsys):
     known = set(sys.modules)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name='__main__')
-    for name in {'ops', *SHARED_PARTS} - known:
+    for name in {'ops', 'backbones', *SHARED_PARTS} - known:
         sys.modules.pop(name, None)
     assert ended.value.code == 0
     output = capsys.readouterr().out
@@ -82,7 +85,7 @@ def test_clock_of_one_thread_is_the_processors(timing, monkeypatch, threads, nam
 
 def test_median_leaves_out_the_first_calls(timing, monkeypatch):
     now = iter([0.0, 1.0, *(t for s in (3.0, 9.0, 5.0) for t in (0.0, s))])
-    monkeypatch.setitem(timing['seconds_of'].__globals__, 'clock', lambda: next(now))
+    monkeypatch.setitem(timing['seconds_of'].__globals__, 'clock', lambda _: next(now))
     calls = []
     assert timing['median_seconds'](lambda: calls.append(0)) == 5.0
     assert len(calls) == 5
@@ -99,3 +102,207 @@ def test_what_times_depend_on(timing, capsys):
     assert machine['threads'] == 1
     output = capsys.readouterr().out
     assert all(f'{key}: {value}' in output for key, value in machine.items())
+
+
+# ------------------------------------------------------------------------ on a GPU
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The module of the table, with works of a moment."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in SHARED_PARTS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module('device_table')
+    works = (
+        module.Work('shared', ((5, 5),), (2, 2, 2, 3), (2, 1, 2)),
+        module.Work('stripes', ((5, 1), (1, 5)), (2, 2, 2, 3)),
+    )
+    monkeypatch.setattr(module, 'WORKS', works)
+    yield module
+    for name in SHARED_PARTS:
+        sys.modules.pop(name, None)
+
+
+def compare_few(table, **settings):
+    few = {'works': table.WORKS, 'maps': [(4, 6)], 'batches': [1], **settings}
+    return table.compare_all('cpu', 0.0, **few)
+
+
+def test_table_of_a_device(table, capsys, tmp_path):
+    picture = tmp_path / 'plot.png'
+    rows, right = compare_few(table, plot=str(picture))
+    assert right
+    assert len(rows) == 2 * 3 * 2
+    for row in rows:
+        assert row['shape'] == [1, 3, 4, 6]
+        assert 0 < row['error'] <= row['bound']
+        assert set(row['seconds']) == set(table.METHODS)
+        assert all(seconds > 0 for seconds in row['seconds'].values())
+    assert {row['dtype'] for row in rows} == {'float32', 'float16', 'bfloat16'}
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert {line.count('|') for line in lines} == {lines[0].count('|')}
+    assert picture.stat().st_size > 1000
+    json.dumps(rows)
+
+
+def test_channels_of_a_map(table):
+    work = table.Work('', (), (1, 2, 3, 4))
+    sizes = ((200, 336), (128, 128), (64, 80), (32, 32), (16, 99))
+    assert [work.channels_on(size) for size in sizes] == [1, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('method', ['ours', 'nchw', None])
+def test_what_does_not_fit_into_memory_is_marked(table, monkeypatch, capsys, method):
+    run = table.Line.run
+
+    def full(self, name, backward):
+        if name == method:
+            raise torch.OutOfMemoryError('full')
+        return run(self, name, backward)
+
+    def nothing(*arguments):
+        raise torch.OutOfMemoryError('full')
+
+    monkeypatch.setattr(table.Line, *('run', full) if method else ('maps', nothing))
+    rows, right = compare_few(table, dtypes=[torch.float32])
+    assert right
+    marked = {m for m, t in rows[0]['seconds'].items() if t == 'out of memory'}
+    assert marked == ({method} if method else set(table.METHODS))
+    assert len(rows) == 4
+    assert capsys.readouterr().out.count('out of memory') >= 4
+
+
+def test_a_wrong_result_is_told(table, monkeypatch, capsys):
+    convolve = table.Line.convolve
+
+    def wrong(self, method, x, weights):
+        return convolve(self, method, x, weights) * (1.001 if method == 'ours' else 1)
+
+    monkeypatch.setattr(table.Line, 'convolve', wrong)
+    rows, right = compare_few(table, dtypes=[torch.float32])
+    assert not right
+    assert not any(row['right'] for row in rows)
+    assert 'WRONG' in capsys.readouterr().out
+
+
+def test_a_method_that_fails_is_marked_with_its_reason(table, monkeypatch, capsys):
+    def fail(x, weights):
+        raise RuntimeError('no engine')
+
+    line = table.Line(table.WORKS[1], (1, 2, 4, 4), torch.float32, 'cpu')
+    monkeypatch.setattr(line, 'dense', fail)
+    assert line.measure(False, 0.0)['nchw'] == 'failed'
+    assert 'nchw failed: no engine' in capsys.readouterr().out
+
+
+def test_methods_far_behind_do_not_take_turns(table, monkeypatch):
+    monkeypatch.setattr(table, 'FAR_BEHIND', 0)
+    turns = []
+    monkeypatch.setattr(table, 'take_turns', lambda works, _: turns.append(works) or {})
+    line = table.Line(table.WORKS[1], (1, 2, 4, 4), torch.float32, 'cpu')
+    assert set(line.measure(False, 0.0)) == set(table.METHODS)
+    assert turns == [{}]
+
+
+@pytest.mark.parametrize('script', ['ops', 'backbones', 'gpu'])
+def test_without_a_gpu_one_sentence(table, monkeypatch, tmp_path, script):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [script, '--device', 'cuda'])
+    with pytest.raises(SystemExit, match='cuda: .* finds no NVIDIA GPU here; run it'):
+        runpy.run_path(str(BENCHMARKS / f'{script}.py'), run_name='__main__')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_command_writes_everything(table, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, 'MAPS', ((4, 6),))
+    backbones = importlib.import_module('backbones')
+    monkeypatch.setattr(backbones, 'compare', lambda *arguments: {'model': {}})
+    narrow = {'type': 'PeLK', 'arch': NARROW}
+    rates = functools.partial(backbones.throughput, models={'narrow': (narrow, 9)})
+    monkeypatch.setattr(backbones, 'throughput', lambda b, device: rates(b, 32))
+    threads = str(torch.get_num_threads())
+    options = ['--device', 'cpu', '--batch', '1', '--dtype', 'float32']
+    options += ['--seconds', '0', '--throughput-batch', '1', '--threads', threads]
+    monkeypatch.setattr(sys, 'argv', ['gpu.py', *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / 'gpu.py'), run_name='__main__')
+    sys.modules.pop('backbones')
+    assert ended.value.code == 0
+    found = json.loads((tmp_path / 'gpu.json').read_text())
+    assert found['torch'] == torch.__version__
+    assert len(found['operators']) == 2 * 2
+    assert found['models'] == {'model': {}}
+    assert found['images a second']['narrow'] > 0
+    text = (tmp_path / 'gpu.md').read_text()
+    assert '| shared, 1x3x4x6, float32 | forward + backward |' in text
+    assert '| narrow | ' in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['gpu.json', 'gpu.md']
+
+
+NARROW = {
+    'channels': (8, 8, 8, 8),
+    'depths': (1, 1, 1, 1),
+    'kernel_sizes': (5, 5, 5, 5),
+    'central_radius': 1,
+}
+
+
+def test_models_that_do_not_fit_into_memory(table, monkeypatch, capsys):
+    backbones = importlib.import_module('backbones')
+
+    def build(config):
+        raise torch.OutOfMemoryError('full')
+
+    monkeypatch.setattr(backbones, 'build', build)
+    monkeypatch.setattr(backbones.BACKBONES, 'build', build)
+    assert backbones.compare(['a.py'], 1, 32, 1, True) == {}
+    rates = backbones.throughput(1, 32)
+    sys.modules.pop('backbones')
+    assert rates == dict.fromkeys(backbones.THROUGHPUT, 'out of memory')
+    assert capsys.readouterr().out.count('| out of memory |') == 5
+
+
+def test_cuda_is_timed_by_events(timing, monkeypatch):
+    scope = timing['seconds_of'].__globals__
+    monkeypatch.setitem(scope, 'event_seconds', lambda work: (work(), 4.0)[1])
+    done = []
+    assert timing['seconds_of'](done.append, 1, device='cuda') == 4.0
+    assert done == [1]
+    assert timing['median_seconds'](lambda: done.append(2), 'cuda') == 4.0
+    assert done == [1, *[2] * 5]
+
+
+@pytest.mark.parametrize(
+    ('output', 'expected'),
+    [
+        ('1410 MHz, 1980 MHz, 2619 MHz, 2619 MHz\n', 'SM 1410 MHz of 1980 MHz, '),
+        (None, 'unknown'),
+    ],
+)
+def test_what_times_depend_on_with_a_card(timing, monkeypatch, output, expected):
+    def run(command, **settings):
+        assert command[0] == 'nvidia-smi'
+        if output is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, output)
+
+    for name in ('benchmark', 'allow_tf32'):
+        value = getattr(torch.backends.cudnn, name)
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA Nothing')
+    monkeypatch.setattr(torch, 'manual_seed', lambda seed: None)
+    try:
+        machine = timing['prepare'](torch.get_num_threads(), 'cuda')
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    assert machine['card'] == 'NVIDIA Nothing'
+    assert machine['clocks'].startswith(expected)
+    assert {'driver', 'triton', 'torch'} <= machine.keys()
+    assert torch.backends.cudnn.benchmark

@@ -101,7 +101,8 @@ def _expanded_flops(
     **kwargs: Any,
 ) -> int:
     """FLOPs of a peripheral convolution as the papers count it: K x K taps."""
-    return 2 * x_shape.numel() * sum(sharing_grid) ** 2
+    pixels = x_shape[0] * x_shape[2] * x_shape[3]
+    return 2 * pixels * weight_shape[0] * sum(sharing_grid) ** 2
 
 
 #: Operators that the papers count differently from their registered formulas.

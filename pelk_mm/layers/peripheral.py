@@ -36,13 +36,16 @@ class PeripheralConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         nn.init.trunc_normal_(self.weight, std=0.02)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None = None, partial: bool = False
+    ) -> Tensor:
         """Convolve ``x`` of shape (N, C, H, W); the shape stays.
 
         Args:
             x: The feature map.
             embedding: The kernel-wise positional embedding summed over the grid's
                 rectangles, (C, k', k').
+            partial: Whether ``x`` may have more channels, which pass unchanged.
         """
         # One view for both uses: a sum of two gradients has strides of its own.
         weight = kernels_of(self.weight)
@@ -50,7 +53,7 @@ class PeripheralConv2d(nn.Module):
         if embedding is not None:
             shift = _inner_product(weight, embedding)
             bias = shift if bias is None else bias + shift
-        return peripheral_conv2d(x, weight, self.sharing_grid, bias)
+        return peripheral_conv2d(x, weight, self.sharing_grid, bias, partial=partial)
 
     def embedding_bias(self, embedding: Tensor) -> Tensor:
         """What a positional embedding adds to each channel: <w, h>, (C,).
@@ -137,5 +140,9 @@ class PartialPeripheralConv2d(ReparamDepthwise):
             args: Nothing, or the positional embedding summed over the grid's
                 rectangles, (conv_channels, k', k').
         """
+        only, *others = self.children()
+        if not others and isinstance(getattr(only, 'norm', None), nn.Identity | None):
+            # Nothing comes between the convolution and the channels' places.
+            return only(x, *(args or (None,)), True)
         convolved, rest = x.split(self.split_sizes, dim=1)
         return torch.cat((super().forward(convolved, *args), rest), dim=1)

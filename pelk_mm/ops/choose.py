@@ -1,19 +1,24 @@
 """Which backend a call runs on: the one that is asked for, else the cheapest.
 
 The cheapest by a measured cost model, not by a timing: timings differ from run to run,
-and with them the choice and the last bits of the result.
+and with them the choice and the last bits of the result. On CUDA alone, and where
+`torch.backends.cudnn.benchmark` asks for that very trade, the candidates are timed once
+(`tuning`): cards differ too much for a model.
 """
 
 import functools
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 
+from . import tuning
 from .backends import cpu, triton
 from .backends.base import Backend, Passes
 from .backends.torch_conv import TorchConv
 from .backends.torch_fft import TorchFFT
 from .problem import Problem
+from .tuning_file import Times
 
 ENVIRONMENT_VARIABLE = 'PELK_MM_CONV'
 
@@ -49,7 +54,7 @@ def available(problem: Problem) -> list[str]:
 
 
 def choose(
-    problem: Problem, passes: Passes, name: str | None = None
+    problem: Problem, passes: Passes, name: str | None = None, may_time: bool = True
 ) -> tuple[Backend, ...]:
     """Choose the backends of a call.
 
@@ -58,10 +63,11 @@ def choose(
         passes: Which passes: ('forward',), ('input',), ('weight',) or
             ('input', 'weight').
         name: A backend to insist on, or None.
+        may_time: Whether candidates on CUDA may be timed now.
 
     Returns:
         For each pass the backend that the argument names, else the one that
-        `PELK_MM_CONV` names, else the one of the least expected time.
+        `PELK_MM_CONV` names, else the one of the least measured or expected time.
 
     Raises:
         ValueError: The backend named does not exist or cannot compute the problem;
@@ -80,7 +86,17 @@ def choose(
     if problem.plain:
         # Nobody knows what will run it, and no cache can hold symbolic sizes.
         return (BACKENDS[available(problem)[0]],) * len(passes)
-    return _cheapest(problem, passes, tuple(state() for state in _states()))
+    states = tuple(state() for state in _states())
+    if is_timed(problem):
+        option = _fastest(problem, passes, states, may_time)
+        if option is not None:
+            return option
+    return _cheapest(problem, passes, states)
+
+
+def is_timed(problem: Problem) -> bool:
+    """Whether timing, where it is possible, chooses a problem's backends."""
+    return problem.device == 'cuda' and not problem.plain and tuning.is_on()
 
 
 def _require(problem: Problem, name: str) -> Backend:
@@ -108,6 +124,103 @@ def _cheapest(
     able = [b for b in able if not b.stands_in] or able
     options = itertools.product(able, repeat=len(passes))
     return min(options, key=lambda option: expected_time(problem, passes, option))
+
+
+#: Fastest options found, by all that they depend on.
+_found: dict[Hashable, tuple[Backend, ...]] = {}
+
+
+def _fastest(
+    problem: Problem, passes: Passes, states: tuple[Hashable, ...], may_time: bool
+) -> tuple[Backend, ...] | None:
+    """The option of the least measured time, or None where nothing was measured."""
+    key = tuning.TUNER, problem, passes, states
+    option = _found.get(key)
+    if option is None:
+        times = measured(problem, passes, may_time)
+        options = _options(problem, passes)
+        # Some may have failed, before or now.
+        totals = {o: measured_time(passes, o, times or {}) for o in options}
+        known = {o: total for o, total in totals.items() if total is not None}
+        if not known:
+            return None
+        option = _found[key] = min(known, key=known.__getitem__)
+    return option
+
+
+def _options(problem: Problem, passes: Passes) -> list[tuple[Backend, ...]]:
+    able = [BACKENDS[name] for name in available(problem)]
+    return list(itertools.product(able, repeat=len(passes)))
+
+
+def measured(problem: Problem, passes: Passes, may_time: bool = False) -> Times | None:
+    """Measured times of a problem on CUDA.
+
+    Args:
+        problem: The problem.
+        passes: The passes.
+        may_time: Whether those that are not known may be taken now.
+
+    Returns:
+        Nanoseconds by `tuning.label`; None where none are known.
+    """
+    if not is_timed(problem):
+        return None
+    options = _options(problem, passes)
+    if len(options) < 2:
+        return None
+    candidates = dict.fromkeys(
+        candidate for option in options for candidate in by_backend(passes, option)
+    )
+    return tuning.TUNER.times(problem, passes, list(candidates), may_time)
+
+
+def measured_time(
+    passes: Passes, option: tuple[Backend, ...], times: Times
+) -> float | None:
+    """Measured nanoseconds of passes, each on a backend, or None."""
+    labels = map(tuning.label, by_backend(passes, option))
+    parts = [times.get(label) for label in labels]
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def leave_out(
+    problem: Problem,
+    passes: Passes,
+    name: str | None,
+    option: tuple[Backend, ...],
+    error: RuntimeError,
+) -> None:
+    """Go on without backends that found out, in a call, that they cannot compute it.
+
+    Their `why_not` tells so from then on. Warns of it, with the reason.
+
+    Args:
+        problem: What was to be computed.
+        passes: The passes.
+        name: The backend insisted on, or None.
+        option: The backends that were chosen.
+        error: What the call raised.
+
+    Raises:
+        RuntimeError: The error, where none of them has a reason or none is left.
+        ValueError: One of them was insisted on; says what it cannot do and why.
+    """
+    reasons = {b.name: b.why_not(problem) for b in option}
+    reasons = {lost: reason for lost, reason in reasons.items() if reason is not None}
+    if not reasons:
+        raise error
+    again = choose(problem, passes, name)
+    if again == option:
+        raise error
+    for lost, reason in reasons.items():
+        warnings.warn(
+            f'pelk_mm: the backend {lost!r} is left out from now on, because {reason}; '
+            f'{" and ".join(dict.fromkeys(b.name for b in again))} computes '
+            f'{" and ".join(passes)} instead',
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def by_backend(

@@ -7,12 +7,16 @@ from torch import Tensor, nn
 
 from . import operators
 from ._torch_compat import in_forward_mode, is_watched
+from .backends.base import Backend, Passes
 from .choose import (
     BACKENDS,
     available,
     by_backend,
     choose,
     expected_time,
+    is_timed,
+    measured,
+    measured_time,
     require_known,
 )
 from .layout import memory_format
@@ -28,17 +32,25 @@ def _under_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, partial: bool = False
+) -> None:
     """Refuse what no backend could make sense of."""
     if x.dim() != 4 or weight.dim() != 3:
         raise ValueError(
             'expected x of shape (N, C, H, W) and weight of shape (C, rows, columns), '
             f'got {tuple(x.shape)} and {tuple(weight.shape)}'
         )
-    if weight.shape[0] != x.shape[1]:
+    if partial and weight.shape[0] > x.shape[1]:
+        raise ValueError(
+            f'weight has kernels for {weight.shape[0]} channels and x has only '
+            f'{x.shape[1]}; pass one kernel per channel to convolve'
+        )
+    if not partial and weight.shape[0] != x.shape[1]:
         raise ValueError(
             f'weight has kernels for {weight.shape[0]} channels and x has '
-            f'{x.shape[1]}; pass one kernel per channel'
+            f'{x.shape[1]}; pass one kernel per channel, or partial=True where the '
+            'other channels are to pass unchanged'
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
@@ -124,7 +136,13 @@ def _run(
     backend: str | None,
 ) -> Tensor:
     require_known(backend)
-    x = _autocast(x)
+    lowered = _autocast(x)
+    channels = weight.shape[0]
+    if lowered.dtype != x.dtype and channels != x.shape[1]:
+        # The channels that are not convolved keep their precision.
+        first = _run(operator, x[:, :channels], weight, sharing_grid, bias, backend)
+        return torch.cat((first.to(x.dtype), x[:, channels:]), dim=1)
+    x = lowered
     if is_plain():
         # Whoever looks on sees the operators that the backend calls, not ours.
         call = operators.forward
@@ -147,6 +165,7 @@ def depthwise_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    partial: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Depthwise convolution, stride 1, zero padding that keeps the size.
@@ -160,18 +179,21 @@ def depthwise_conv2d(
         x: Input of shape (N, C, H, W).
         weight: Kernels of shape (C, kh, kw), kh and kw odd.
         bias: Optional bias of shape (C,).
+        partial: Whether ``x`` may have more than C channels. Only the first C are
+            convolved then, and the others pass unchanged: ``torch.cat((conv(x[:, :C]),
+            x[:, C:]), 1)``, without the copies that this takes.
         backend: Name of a backend to insist on, see `available_backends`. By default
             what the environment variable `PELK_MM_CONV` says, else the expected
             fastest.
 
     Returns:
-        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
+        Output of the shape of ``x``, channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, a kernel size is
             even, or the backend asked for does not exist or cannot compute this.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, partial)
     _check_kernel(weight)
     return _run(operators.depthwise_conv2d, x, weight, None, bias, backend)
 
@@ -182,6 +204,7 @@ def peripheral_conv2d(
     sharing_grid: Sequence[int],
     bias: Tensor | None = None,
     *,
+    partial: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Peripheral convolution: K x K taps that share k' x k' parameters.
@@ -195,17 +218,18 @@ def peripheral_conv2d(
         sharing_grid: Cell sizes along either axis, k' of them; their sum K, the
             kernel size, is odd.
         bias: Optional bias of shape (C,).
+        partial: As for `depthwise_conv2d`.
         backend: As for `depthwise_conv2d`.
 
     Returns:
-        Output of shape (N, C, H, W), channels_last where the input is, else contiguous.
+        Output of the shape of ``x``, channels_last where the input is, else contiguous.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together, the grid is not
             made of positive integers with an odd sum, or the backend asked for does
             not exist or cannot compute this.
     """
-    _check(x, weight, bias)
+    _check(x, weight, bias, partial)
     _check_grid(weight, sharing_grid)
     grid = _shared(sharing_grid)
     return _run(operators.peripheral_conv2d, x, weight, grid, bias, backend)
@@ -242,8 +266,8 @@ def explain(
 ) -> str:
     """Tell which backends a convolution runs on, and why not on the others.
 
-    Nothing is computed. Prints a line per backend: its expected times on one thread,
-    or the reason why it cannot run.
+    Nothing is computed or timed. Prints a line per backend: its expected times on one
+    thread, on CUDA those that were measured, or the reason why it cannot run.
 
     Args:
         x: Input of shape (N, C, H, W).
@@ -278,29 +302,34 @@ def explain(
     for name, each in BACKENDS.items():
         reason = each.why_not(problem)
         if reason is None:
-            times = (each.cost(problem, passes) for passes in calls.values())
             told = ', '.join(
-                f'{call} {_milliseconds(time)}'
-                for call, time in zip(calls, times, strict=True)
+                f'{call} {_time(problem, passes, (each,) * len(passes))}'
+                for call, passes in calls.items()
             )
-            if each.stands_in:
+            if each.stands_in and not is_timed(problem):
                 told += ' (stands in where no other can)'
         else:
             told = f'no: {reason}'
         lines.append(f'  {name:{width}}  {told}')
     for call, passes in calls.items():
-        option = choose(problem, passes, backend)
+        option = choose(problem, passes, backend, may_time=False)
         parts = [
             each.name + f' for {" and ".join(own)}' * (own != passes)
             for each, own in by_backend(passes, option)
         ]
-        time = _milliseconds(expected_time(problem, passes, option))
-        lines.append(f'{call}: {", ".join(parts)}, {time}')
+        lines.append(f'{call}: {", ".join(parts)}, {_time(problem, passes, option)}')
     text = '\n'.join(lines)
     print(text)
     return text
 
 
-def _milliseconds(nanoseconds: float) -> str:
-    known = nanoseconds < float('inf')
-    return f'{nanoseconds / 1e6:.3g} ms' if known else 'not measured'
+def _time(problem: Problem, passes: Passes, option: tuple[Backend, ...]) -> str:
+    """What `explain` says of the time of passes, each on a backend."""
+    times = measured(problem, passes)
+    if times is not None:
+        time = measured_time(passes, option, times)
+        return 'failed' if time is None else f'{time / 1e6:.3g} ms measured'
+    if is_timed(problem):
+        return 'not timed yet'
+    time = expected_time(problem, passes, option)
+    return f'{time / 1e6:.3g} ms' if time < float('inf') else 'not measured'

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._torch_compat import is_watched
-from .choose import by_backend, choose
+from .choose import by_backend, choose, leave_out
 from .layout import memory_format
 from .problem import Problem, accumulation_dtype
 
@@ -30,13 +31,61 @@ def forward(
 ) -> Tensor:
     """Convolve on the backend chosen; see the public operators for the arguments.
 
-    `weight` holds dense kernels where there is no `sharing_grid`.
+    `weight` holds dense kernels where there is no `sharing_grid`. Channels that it has
+    no kernels for pass unchanged.
     """
+    if x.shape[1] != weight.shape[0]:
+        return _forward_partial(x, weight, sharing_grid, bias, backend)
     problem = Problem.of(x, weight, sharing_grid)
     (chosen,) = choose(problem, ('forward',), backend)
     if not problem.plain and not x.numel():
         return _forward_fake(x)
-    return chosen.forward(problem, x, weight, bias)
+    try:
+        return chosen.forward(problem, x, weight, bias)
+    except RuntimeError as error:
+        leave_out(problem, ('forward',), backend, (chosen,), error)
+    return forward(x, weight, sharing_grid, bias, backend)
+
+
+def _forward_partial(
+    x: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    bias: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Convolve the first channels into the place that they have in the result."""
+    first = _first(x, weight)
+    problem = Problem.of(first, weight, sharing_grid)
+    (chosen,) = choose(problem, ('forward',), backend)
+    if problem.plain:
+        rest = x[:, weight.shape[0] :]
+        return torch.cat((chosen.forward(problem, first, weight, bias), rest), dim=1)
+    out = _copy_rest(x, weight)
+    if first.numel():
+        try:
+            chosen.forward_into(problem, first, weight, bias, _first(out, weight))
+        except RuntimeError as error:
+            leave_out(problem, ('forward',), backend, (chosen,), error)
+            return forward(x, weight, sharing_grid, bias, backend)
+    return out
+
+
+def _first(maps: Tensor, weight: Tensor) -> Tensor:
+    """The channels that there are kernels for."""
+    channels = weight.shape[0]
+    return maps if maps.shape[1] == channels else maps[:, :channels]
+
+
+def _copy_rest(maps: Tensor, weight: Tensor) -> Tensor:
+    """A map that has the channels without kernels already, those before at will."""
+    out = _forward_fake(maps)
+    if maps.device.type == 'cpu':
+        # One long copy takes less than a short one per pixel.
+        return out.copy_(maps)
+    channels = weight.shape[0]
+    out[:, channels:].copy_(maps[:, channels:])
+    return out
 
 
 def backward(
@@ -60,6 +109,8 @@ def backward(
     Returns:
         Gradients to the input and to the weight; what is not wanted is empty.
     """
+    if grad.shape[1] != weight.shape[0]:
+        return _backward_partial(x, grad, weight, sharing_grid, needs_x, backend)
     problem = Problem.of(grad, weight, sharing_grid)
     passes = (*(('input',) * needs_x), *(('weight',) * (x is not None)))
     option = choose(problem, passes, backend)
@@ -67,11 +118,50 @@ def backward(
         grad_x, grad_weight = _backward_fake(x, grad, weight, sharing_grid, needs_x)
         return grad_x, grad_weight.zero_()
     grad_x, grad_weight = _backward_fake(None, grad, weight, sharing_grid, False)
-    for chosen, own in by_backend(passes, option):
-        image = x if 'weight' in own else None
-        to_x, to_weight = chosen.backward(problem, image, grad, weight, 'input' in own)
-        grad_x = grad_x if to_x is None else to_x
-        grad_weight = grad_weight if to_weight is None else to_weight
+    try:
+        for chosen, own in by_backend(passes, option):
+            image = x if 'weight' in own else None
+            found = chosen.backward(problem, image, grad, weight, 'input' in own)
+            grad_x = grad_x if found[0] is None else found[0]
+            grad_weight = grad_weight if found[1] is None else found[1].contiguous()
+        return grad_x, grad_weight
+    except RuntimeError as error:
+        leave_out(problem, passes, backend, option, error)
+    return backward(x, grad, weight, sharing_grid, needs_x, backend)
+
+
+def _backward_partial(
+    x: Tensor | None,
+    grad: Tensor,
+    weight: Tensor,
+    sharing_grid: list[int] | None,
+    needs_x: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of `_forward_partial`."""
+    first = _first(grad, weight)
+    image = None if x is None else _first(x, weight)
+    if not (needs_x and first.numel()):
+        grads = backward(image, first, weight, sharing_grid, False, backend)
+        return _copy_rest(grad, weight) if needs_x else grads[0], grads[1]
+    problem = Problem.of(first, weight, sharing_grid)
+    passes = ('input', *(('weight',) * (x is not None)))
+    option = choose(problem, passes, backend)
+    grad_x, grad_weight = _copy_rest(grad, weight), None
+    try:
+        for chosen, own in by_backend(passes, option):
+            seen = image if 'weight' in own else None
+            if 'input' in own:
+                to = _first(grad_x, weight)
+                found = chosen.backward_into(problem, seen, first, weight, to)
+            else:
+                _, found = chosen.backward(problem, seen, first, weight, False)
+            grad_weight = grad_weight if found is None else found.contiguous()
+    except RuntimeError as error:
+        leave_out(problem, passes, backend, option, error)
+        return backward(x, grad, weight, sharing_grid, needs_x, backend)
+    if grad_weight is None:
+        _, grad_weight = _backward_fake(None, grad, weight, sharing_grid, False)
     return grad_x, grad_weight
 
 
@@ -93,7 +183,7 @@ def _forward_flops(
     x_shape: torch.Size, weight_shape: torch.Size, *args: Any, **kwargs: Any
 ) -> int:
     """FLOPs, two per multiply-add, of a product per parameter and pixel."""
-    return 2 * x_shape.numel() * weight_shape[1] * weight_shape[2]
+    return 2 * x_shape[0] * x_shape[2] * x_shape[3] * weight_shape.numel()
 
 
 def _backward_flops(
@@ -186,7 +276,9 @@ class Operator:
             call = self._dispatched_backward if watched else backward
             grads = call(x, grad, weight, ctx.sharing_grid, needs_x, ctx.backend)
         if needs_bias:
-            sums = grad.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype))
+            sums = _first(grad, weight).sum(
+                (0, 2, 3), dtype=accumulation_dtype(grad.dtype)
+            )
             grad_bias = sums.to(ctx.bias_dtype)
         return (
             grads[0] if needs_x else None,
@@ -202,6 +294,15 @@ class Operator:
         """Both gradients are bilinear: in grad and weight, and in x and grad."""
         x, grad, weight = ctx.saved_tensors
         settings = (ctx.sharing_grid, None, ctx.backend)
+        rest = grad.shape[1] - weight.shape[0]
+        passed = None
+        if rest:
+            # The other channels of the input's gradient are those of grad.
+            grad = _first(grad, weight)
+            x = None if x is None else _first(x, weight)
+            if ctx.needs_x:
+                passed = outer_x[:, weight.shape[0] :]
+                outer_x = _first(outer_x, weight)
         from_x = ctx.needs_input_grad[0]
         from_weight = ctx.needs_input_grad[2] and ctx.needs_x
         grad_grad = None
@@ -213,6 +314,10 @@ class Operator:
             if x is not None:
                 terms.append(self.dispatched(x, outer_weight, *settings))
             grad_grad = sum(terms)
+            if passed is not None:
+                grad_grad = torch.cat((grad_grad, passed), dim=1)
+            elif rest:
+                grad_grad = F.pad(grad_grad, (0, 0, 0, 0, 0, rest))
         if from_x or from_weight:
             grads = self._dispatched_backward(
                 outer_x if from_weight else None,
@@ -222,8 +327,11 @@ class Operator:
                 from_x,
                 ctx.backend,
             )
+        grad_x = grads[0]
+        if from_x and rest:
+            grad_x = F.pad(grad_x, (0, 0, 0, 0, 0, rest))
         return (
-            grads[0] if from_x else None,
+            grad_x if from_x else None,
             grad_grad,
             grads[1].to(weight.dtype) if from_weight else None,
             None,

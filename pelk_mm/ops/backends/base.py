@@ -91,6 +91,51 @@ class Backend(ABC):
             grad_weight = parameter_gradient(problem, weight, dense)
         return grad_x, grad_weight
 
+    def forward_into(
+        self,
+        problem: Problem,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Convolve into a part of a larger map, by default with a copy.
+
+        Args:
+            problem: As for `forward`, as the other arguments are.
+            x: As there.
+            weight: As there.
+            bias: As there.
+            out: Where the result goes: the first channels of a map in the problem's
+                memory format.
+        """
+        out.copy_(self.forward(problem, x, weight, bias))
+
+    def backward_into(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        out: Tensor,
+    ) -> Tensor | None:
+        """Differentiate, the gradient to the input into a part of a larger map.
+
+        Args:
+            problem: As for `backward`, as the other arguments are.
+            x: As there.
+            grad: As there.
+            weight: As there.
+            out: Where the gradient to the input goes.
+
+        Returns:
+            As there, the gradient to the weight.
+        """
+        grad_x, grad_weight = self.backward(problem, x, grad, weight, True)
+        assert grad_x is not None
+        out.copy_(grad_x)
+        return grad_weight
+
     def dense_gradient(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient to dense kernels, (C, kh, kw), of the accumulation dtype."""
         raise NotImplementedError

@@ -107,10 +107,26 @@ class Fourier(CompiledBackend):
         self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Convolve with dense kernels or with a sharing grid's parameters."""
+        out = self._planes(problem, x, weight, bias)
+        return kernels.in_format(out, problem.memory_format)
+
+    def forward_into(
+        self,
+        problem: Problem,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Change the layout on the way to where the result goes."""
+        kernels.copy_into(self._planes(problem, x, weight, bias), out)
+
+    def _planes(
+        self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         weight = _own_parameters(problem, weight)
         lengths = self._lengths(problem)
-        out = kernels.fourier_convolve(x, weight, bias, *problem.cells, lengths)
-        return kernels.in_format(out, problem.memory_format)
+        return kernels.fourier_convolve(x, weight, bias, *problem.cells, lengths)
 
     def backward(
         self,
@@ -121,6 +137,33 @@ class Fourier(CompiledBackend):
         needs_x: bool,
     ) -> Gradients:
         """Differentiate; both gradients share the transform of the output's."""
+        grad_x, grad_weight = self._gradients(problem, x, grad, weight, needs_x)
+        if grad_x is not None:
+            grad_x = kernels.in_format(grad_x, problem.memory_format)
+        return grad_x, grad_weight
+
+    def backward_into(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        out: Tensor,
+    ) -> Tensor | None:
+        """Change the layout on the way to where the input's gradient goes."""
+        grad_x, grad_weight = self._gradients(problem, x, grad, weight, True)
+        assert grad_x is not None
+        kernels.copy_into(grad_x, out)
+        return grad_weight
+
+    def _gradients(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        needs_x: bool,
+    ) -> Gradients:
         grad_x, grad_weight = kernels.fourier_gradients(
             x,
             grad,
@@ -128,8 +171,6 @@ class Fourier(CompiledBackend):
             *problem.cells,
             self._lengths(problem),
         )
-        if grad_x is not None:
-            grad_x = kernels.in_format(grad_x, problem.memory_format)
         if grad_weight is not None and problem.grid is None:
             grad_weight = parameter_gradient(problem, weight, grad_weight)
         return grad_x, grad_weight

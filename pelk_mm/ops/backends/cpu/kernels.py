@@ -112,17 +112,26 @@ def in_format(x: Tensor, wanted: torch.memory_format) -> Tensor:
         return x
     if not (has_matrices and x.numel()):
         return x.contiguous(memory_format=wanted)
-    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     out = _empty_like(x, wanted)
-    size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
-    library.call(
-        'pelk_transpose',
-        _job(x),
-        _view(x, found),
-        _view(out, wanted),
-        *size,
-    )
+    _transpose(x, found, out, wanted)
     return out
+
+
+def _transpose(
+    x: Tensor, found: torch.memory_format, out: Tensor, wanted: torch.memory_format
+) -> None:
+    """Copy a map to one of the other layout."""
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    size = (pixels, channels) if found == torch.channels_last else (channels, pixels)
+    library.call('pelk_transpose', _job(x), _view(x, found), _view(out, wanted), *size)
+
+
+def copy_into(planes: Tensor, out: Tensor) -> None:
+    """Copy a contiguous map to the first channels of another, in either layout."""
+    if memory_format(out) == torch.channels_last and planes.numel():
+        _transpose(planes, torch.contiguous_format, out, torch.channels_last)
+    else:
+        out.copy_(planes)
 
 
 # ------------------------------------------------------------------- sums over planes

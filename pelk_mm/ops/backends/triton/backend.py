@@ -48,7 +48,10 @@ class Triton(Backend):
     def why_not(self, problem: Problem) -> str | None:
         """It computes float32, bfloat16 and float16 on NVIDIA GPUs."""
         if problem.plain:
-            return "exporters to ONNX know torch's own operators only"
+            return (
+                "torch's own operators alone are wanted, by pelk_mm.ops.plain, "
+                'PELK_MM_PLAIN or an export to ONNX'
+            )
         if problem.dtype not in SPLITS:
             known = ', '.join(map(dtype_name, SPLITS))
             return f'it computes {known}, and x is {dtype_name(problem.dtype)}'

@@ -27,6 +27,7 @@ RENAMED = {
 
 _NO_CLASSIFIER = 'leave it out; a backbone has no classifier'
 _FIXED = 'leave it out; it is fixed'
+_NO_STRIPES = 'leave it out; only SLaK has kernels of two stripes'
 
 #: Names of theirs without a counterpart: what to do.
 REMEDIES = {
@@ -39,6 +40,9 @@ REMEDIES = {
     'sparse': 'leave it out; DynamicSparsityHook keeps the zeros of sparse weights',
     'norm_intermediate_features': 'leave it out; a norm follows each output already',
     'small_kernel_merged': 'deploy=True',
+    'LoRA': _NO_STRIPES,
+    'Decom': _NO_STRIPES,
+    'decomposed': _NO_STRIPES,
     'act_cfg': _FIXED,
     'conv_cfg': _FIXED,
     'strides': _FIXED,

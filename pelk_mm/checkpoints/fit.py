@@ -87,7 +87,7 @@ def require_fit(
     loaded = backbone.shapes.keys() & weights.keys()
     problem = ''
     if not loaded and not difference.left_over:
-        problem = _explain_nothing(weights, prefix, elsewhere)
+        problem = _explain_nothing(backbone.type, weights, prefix, elsewhere)
         if not problem and backbone.has_weights:
             return Fit(False, 'keeps its weights, since the checkpoint has none for it')
         problem = problem or _explain_foreign(weights, prefix, elsewhere)
@@ -102,10 +102,10 @@ def require_fit(
         return Fit(True, '; '.join(notes))
     if backbone.partial:
         return Fit(False, f'starts partly at random ({WAY_ROUND}): {problem}')
+    way_round = 'load what fits and leave the rest' if loaded else 'leave the backbone'
     raise WeightsError(
         f'the checkpoint does not fit the backbone, a {backbone.type}: {problem}. '
-        f'To load what fits and leave the rest at random, set {WAY_ROUND} in the '
-        'backbone.'
+        f'To {way_round} at random, set {WAY_ROUND} in the backbone.'
     )
 
 
@@ -170,7 +170,9 @@ def _stage(name: str) -> int:
     return int(match[1])
 
 
-def _explain_nothing(weights: Shapes, prefix: str, elsewhere: Sequence[str]) -> str:
+def _explain_nothing(
+    backbone_type: str, weights: Shapes, prefix: str, elsewhere: Sequence[str]
+) -> str:
     """Why no name of a checkpoint is one of the backbone; '' if there is no sign.
 
     Raises:
@@ -185,6 +187,8 @@ def _explain_nothing(weights: Shapes, prefix: str, elsewhere: Sequence[str]) -> 
         }
         refuse_released_names(list(bare))
         found[other] = type_of(bare)
+    if '' in found and found[''] in set(BACKBONE_TYPES.values()) - {backbone_type}:
+        return f'it is a {found[""]} alone; give a checkpoint with a {backbone_type}'
     if '' in found:
         return (
             f'it is a backbone alone, a {found[""]}, and the model has its own under '

@@ -137,10 +137,12 @@ def describe(report: Report, configs: list[str]) -> str:
     cfg = report.backbone
     arch = cfg['arch'] if isinstance(cfg['arch'], str) else 'of no named size'
     under = f' under {report.key!r}' if report.key else ''
+    parts = dict.fromkeys(name.partition('.')[0] for name in report.converted)
+    heads = [part for part in parts if part != 'backbone']
     lines = [
         f'{report.source}: {report.family}{under}, sha256 {report.sha256[:16]}',
         f'{cfg["type"]} {arch}: {len(report.converted)} tensors converted'
-        + ', heads included' * report.whole,
+        + f', heads included ({", ".join(heads)})' * report.whole,
         *(f'  {note}' for note in report.notes),
     ]
     names: dict[str, list[str]] = defaultdict(list)

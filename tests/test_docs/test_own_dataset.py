@@ -118,6 +118,14 @@ def test_shorter_schedule_ends_with_the_training(load):
     assert {'sparsity', 'data_check', 'visualization'} <= hooks.keys()
 
 
+def test_smaller_backbone(load):
+    init_default_scope('mmseg')
+    model = MODELS.build(load('camvid_pelk_narrow').model).eval()
+    with torch.no_grad():
+        logits = model(torch.rand(1, 3, 64, 64), mode='tensor')
+    assert logits.shape[:2] == (1, 11)
+
+
 def test_messages_of_the_page_are_those_of_the_check(load, streets, tmp_path):
     wanted = narrow_segmenter(load('camvid_pelk_t'), tmp_path / 'a')
     wanted.model.decode_head.num_classes = 150

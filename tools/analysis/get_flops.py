@@ -68,11 +68,14 @@ def main() -> None:
             density = checkpoint_density(weights, model)
             zeros = f'the zeros of {args.checkpoint}'
         else:
-            sparsity = args.sparsity
+            sparsity, source = args.sparsity, ''
             if sparsity is None:
                 sparsity = paper_sparsity(model)
+                source = ' as the papers count it (--sparsity 0 for none)' * (
+                    sparsity > 0
+                )
             density = uniform_density(sparsity, model)
-            zeros = f"{sparsity:.0%} zeros in the backbone's weights"
+            zeros = f"{sparsity:.0%} zeros in the backbone's weights{source}"
         sizes = complexity(model, shape, density)
     except ValueError as error:  # ConfigError and CheckpointError are too
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')

@@ -119,13 +119,16 @@ def test_program_has_torch_operators_alone(model, program):
     targets = {n.target for n in program.graph.nodes if n.op == 'call_function'}
     operators = {t for t in targets if isinstance(t, torch._ops.OpOverload)}
     assert {t.namespace for t in operators} == {'aten'}
-    assert {t.__name__ for t in targets - operators} <= {'getitem'}
+    # The rest is Python's and torch's arithmetic of sizes.
+    rest = {t.__module__.partition('.')[0] for t in targets - operators}
+    assert rest <= {'_operator', 'math', 'torch'}
     module = program.module()
     for shape in SHAPES:
         images = torch.randn(shape)
         assert_same(module(images), model(images))
 
 
+@pytest.mark.slow  # torch's own code from a program that the test above has seen
 def test_onnx_of_a_program(model, program, tmp_path):
     pytest.importorskip('onnxscript')
     path = str(tmp_path / 'backbone.onnx')

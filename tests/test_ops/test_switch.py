@@ -9,7 +9,7 @@ from torch import nn
 
 from pelk_mm import ops
 from pelk_mm.ops import choose, reference, switch
-from pelk_mm.ops.backends import cpu
+from pelk_mm.ops.backends import cpu, triton
 
 GRID = (3, 2, 1, 1, 1, 2, 3)  # K = 13
 
@@ -188,7 +188,7 @@ def test_what_is_said_of_backends(capsys):
         text = ops.explain(x.to(memory_format=torch.channels_last), weight, GRID)
     assert 'float32, channels_last, cpu' in text
     refused = text.count("no: torch's own operators alone are wanted")
-    assert refused == len(cpu.BACKENDS)
+    assert refused == len(cpu.BACKENDS) + len(triton.BACKENDS)
     assert 'forward: channels_last, not measured' in text
 
 

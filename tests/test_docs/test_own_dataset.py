@@ -231,6 +231,7 @@ def test_boxes_alone_are_trained(load, narrow, balloons, tmp_path):
     Runner.from_cfg(cfg).train()
 
 
+@pytest.mark.slow
 def test_merging_masks_is_refused(load, narrow, balloons, tmp_path):
     message = 'step must be greater than zero'
     assert message in ' '.join(PAGE.split())

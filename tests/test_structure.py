@@ -17,7 +17,8 @@ MAY_IMPORT = {
     'engine': {'ops', 'layers', 'checkpoints', 'backbones'},
     'sparsity': {'ops', 'layers', 'checkpoints', 'backbones', 'engine'},
     'conversion': {'ops', 'layers', 'checkpoints', 'backbones'},
-    'analysis': {'ops', 'layers', 'checkpoints', 'backbones'},
+    'inference': {'ops', 'layers', 'checkpoints', 'backbones', 'conversion'},
+    'analysis': {'ops', 'layers', 'checkpoints', 'backbones', 'conversion'},
 }
 
 #: Longest source file, in lines, by what its name ends with.

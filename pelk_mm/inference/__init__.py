@@ -1,0 +1,1 @@
+"""What becomes of predictions: overlays, activation maps, a page to look at."""

@@ -1,6 +1,8 @@
 """Fixtures that several test files use."""
 
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,11 +11,14 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from pelk_mm_cli import run_script
+
 # The same examples in every run: a suite that passed passes again.
 settings.register_profile('repeatable', derandomize=True, database=None, deadline=None)
 settings.load_profile('repeatable')
 
-SHARED = Path(__file__).resolve().parents[2] / 'shared'
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared'
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +33,58 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class Finished(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_command(capsys, monkeypatch, tmp_path):
+    """Calls what a command starts, in a folder that is not the checkout's.
+
+    It runs in this process, for another one would import the frameworks anew, which
+    takes longer than most tools.
+    """
+
+    def run(main, name, *arguments):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, 'argv', [name, *map(str, arguments)])
+            patch.setattr(sys, 'path', [*sys.path])
+            patch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+            try:
+                main()
+                code = 0
+            except SystemExit as end:
+                code = end.code or 0
+        out, err = capsys.readouterr()
+        if isinstance(code, str):  # what sys.exit prints
+            code, err = 1, f'{err}{code}\n'
+        return Finished(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def run_tool(run_command):
+    """Runs a script of the checkout, such as ``tools/train.py``, with arguments."""
+
+    def run(script, *arguments):
+        path = ROOT / script
+
+        def main():
+            sys.path.insert(0, str(path.parent))
+            run_script(path, sys.argv[1:], sys.argv[0])
+
+        return run_command(main, path.name, *arguments)
+
+    return run
 
 
 @pytest.fixture(scope='session')

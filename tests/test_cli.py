@@ -22,15 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'upernet_pelk_t_ade20k.py'
 
 
-def run(*arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, '-m', 'pelk_mm', *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        timeout=600,
-    )
+@pytest.fixture
+def pelk_mm(run_command):
+    """Runs the console script."""
+    return lambda *arguments: run_command(main, 'pelk-mm', *arguments)
 
 
 def test_every_tool_has_one_line():
@@ -45,30 +40,21 @@ def test_every_tool_has_one_line():
 
 
 @pytest.mark.parametrize('arguments', [[], ['--help'], ['-h']])
-def test_alone_it_lists_the_tools(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['pelk-mm', *arguments])
-    main()
-    assert capsys.readouterr().out == f'{list_tools()}\n'
+def test_alone_it_lists_the_tools(arguments, pelk_mm):
+    assert pelk_mm(*arguments) == (0, f'{list_tools()}\n', '')
 
 
-def test_version(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['pelk-mm', '--version'])
-    main()
-    assert capsys.readouterr().out == f'{version("pelk_mm")}\n'
+def test_version(pelk_mm):
+    assert pelk_mm('--version') == (0, f'{version("pelk_mm")}\n', '')
 
 
 @pytest.mark.parametrize(
     ('name', 'hint'),
     [('convert-checkpoint', 'did you mean convert_checkpoint? '), ('42', '')],
 )
-def test_unknown_tool(name, hint, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['pelk-mm', name])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    assert capsys.readouterr().err == (
-        f'pelk-mm: there is no tool {name!r}; {hint}`pelk-mm` lists the tools\n'
-    )
+def test_unknown_tool(name, hint, pelk_mm):
+    message = f'pelk-mm: there is no tool {name!r}; {hint}`pelk-mm` lists the tools\n'
+    assert pelk_mm(name) == (2, '', message)
 
 
 def test_names_of_configs_become_paths(tmp_path, monkeypatch):
@@ -83,37 +69,34 @@ def test_names_of_configs_become_paths(tmp_path, monkeypatch):
     assert resolve_config('train', [name]) == [name]
 
 
-def test_unknown_config(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['pelk-mm', 'train', 'upernet_pelk_t_ade20'])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    error = capsys.readouterr().err
+def test_unknown_config(pelk_mm):
+    code, _, error = pelk_mm('train', 'upernet_pelk_t_ade20')
+    assert code == 2
     assert error.startswith(
         "pelk-mm train: there is no config 'upernet_pelk_t_ade20'; did "
     )
     assert error.count('\n') == 1
 
 
-def test_training_by_name_reads_the_config(tmp_path):
-    result = run('train', CONFIG.stem, '--work-dir', 'out', cwd=tmp_path)
+def test_training_by_name_reads_the_config(pelk_mm):
+    result = pelk_mm('train', CONFIG.stem, '--work-dir', 'out')
     assert result.returncode == 1
     assert "data_root 'data/ade/ADEChallengeData2016'" in result.stderr
     assert result.stderr.count('\n') == 1
 
 
-def test_usage_names_the_command(tmp_path):
+def test_usage_names_the_command(pelk_mm):
     for tool in ('convert_checkpoint', 'train'):
-        result = run(tool, '--help', cwd=tmp_path)
+        result = pelk_mm(tool, '--help')
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith(f'usage: pelk-mm {tool} ')
 
 
-def test_exit_codes_are_the_tools(tmp_path):
-    result = run('convert_checkpoint', 'gone.pth', 'out.pth', cwd=tmp_path)
+def test_exit_codes_are_the_tools(pelk_mm):
+    result = pelk_mm('convert_checkpoint', 'gone.pth', 'out.pth')
     assert result.returncode == 1
     assert 'gone.pth' in result.stderr
-    assert run('convert_checkpoint', cwd=tmp_path).returncode == 2
+    assert pelk_mm('convert_checkpoint').returncode == 2
 
 
 def test_script_is_the_main_module(tmp_path, monkeypatch, capsys):
@@ -200,7 +183,13 @@ def test_launchers_start_this_command(tool, positional, tmp_path):
 
 def test_shell_script_runs_with_this_interpreter(tmp_path):
     # Its usage, for want of arguments, as the exit code of bash.
-    result = run('dist_train', '--help', cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, '-m', 'pelk_mm', 'dist_train', '--help'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
+    )
     assert result.returncode == 2
     assert result.stderr == 'usage: dist_train CONFIG GPUS [flags of train]\n'
 

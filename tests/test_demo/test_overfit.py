@@ -1,31 +1,17 @@
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from coco_file import read_annotations, usable_objects
 from overfit import largest_objects, summarize
 
-ROOT = Path(__file__).resolve().parents[2]
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 
 
-def overfit(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / 'demo' / 'overfit.py', *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            'PATH': '/usr/bin:/bin',
-            'OMP_NUM_THREADS': '1',
-            'PYTHONPATH': str(ROOT),  # of this checkout
-        },
-    )
+@pytest.fixture
+def overfit(run_tool):
+    return lambda *arguments: run_tool('demo/overfit.py', *arguments)
 
 
 def annotation(number=1, **changes):
@@ -186,31 +172,31 @@ def write_data(folder, data):
         (contents(annotation(iscrowd=1)), '4 images cannot be picked: 0 have objects'),
     ],
 )
-def test_bad_data_ends_in_one_line(data, message, tmp_path):
+def test_bad_data_ends_in_one_line(data, message, overfit, tmp_path):
     if data is not None:
         write_data(tmp_path, data)
-    result = overfit(tmp_path, '--data', tmp_path, '--out', tmp_path / 'out')
+    result = overfit('--data', tmp_path, '--out', tmp_path / 'out')
     assert result.returncode == 1
     assert result.stderr.startswith('overfit.py: ')
     assert message in result.stderr
     assert result.stderr.count('\n') == 1
 
 
-def test_missing_image_is_named(tmp_path):
+def test_missing_image_is_named(overfit, tmp_path):
     write_data(tmp_path, contents(annotation()))
-    result = overfit(tmp_path, '--data', tmp_path, '--images', '1')
+    result = overfit('--data', tmp_path, '--images', '1')
     assert result.returncode == 1
     assert 'train2017/1.jpg does not exist; it is image 1 of ' in result.stderr
     assert result.stderr.count('\n') == 1
 
 
-def test_two_iterations_with_the_files_own_categories(tmp_path, draw_objects):
+def test_two_iterations_with_the_files_own_categories(overfit, tmp_path, draw_objects):
     """Three categories, masks as polygons and RLE, no area, a crowd."""
     data = draw_objects(tmp_path / 'train2017', area=False)
     # The largest two images have no third category.
     write_data(tmp_path, data)
     result = overfit(
-        tmp_path, '--data', tmp_path, '--out', 'out', '--images', '2', '--iters', '2'
+        '--data', tmp_path, '--out', 'out', '--images', '2', '--iters', '2'
     )
     assert result.returncode == 0, result.stderr
     first, second, *_, last = (

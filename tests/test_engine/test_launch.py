@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,15 +17,6 @@ from pelk_mm.engine.launch import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_tool(tool, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools' / f'{tool}.py', *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
 
 
 @pytest.mark.parametrize('framework', ['mmseg', 'mmdet'])
@@ -236,17 +226,17 @@ def new_style(tmp_path, street):
     return tmp_path / 'new_style.py'
 
 
-def test_config_of_classes_trains_and_is_tested(new_style, tmp_path):
+def test_config_of_classes_trains_and_is_tested(new_style, run_tool, tmp_path):
     for tool, arguments in (('train', ()), ('test', ('out/iter_2.pth',))):
         command = (new_style, *arguments, '--work-dir', 'out')
-        result = run_tool(tool, *command, cwd=tmp_path)
+        result = run_tool(f'tools/{tool}.py', *command)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / 'out' / 'iter_2.pth').is_file()
     assert 'mIoU' in result.stdout + result.stderr
 
 
-def test_usage_is_the_frameworks_own(tmp_path):
-    result = run_tool('train', '--help', cwd=tmp_path)
+def test_usage_is_the_frameworks_own(run_tool):
+    result = run_tool('tools/train.py', '--help')
     assert result.returncode == 0
     assert '--amp' in result.stdout
     assert '--work-dir' in result.stdout

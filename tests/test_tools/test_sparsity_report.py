@@ -1,21 +1,8 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import pytest
 import torch
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis' / 'sparsity_report.py'
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+TOOL = 'tools/analysis/sparsity_report.py'
 
 
 def weights():
@@ -29,9 +16,9 @@ def weights():
     }
 
 
-def test_table_and_picture(tmp_path):
+def test_table_and_picture(run_tool, tmp_path):
     torch.save(dict(state_dict=weights(), meta=dict(iter=1)), tmp_path / 'a.pth')
-    result = run(tmp_path / 'a.pth')
+    result = run_tool(TOOL, tmp_path / 'a.pth')
     assert result.returncode == 0, result.stderr
     lines = [' '.join(line.split()) for line in result.stdout.splitlines()]
     assert lines[1:4] == [
@@ -44,11 +31,11 @@ def test_table_and_picture(tmp_path):
 
 
 @pytest.mark.parametrize('content', [None, b'', b'<html>'])
-def test_bad_files(tmp_path, content):
+def test_bad_files(run_tool, tmp_path, content):
     path = tmp_path / 'bad.pth'
     if content is not None:
         path.write_bytes(content)
-    result = run(path)
+    result = run_tool(TOOL, path)
     assert result.returncode == 1
     assert result.stderr.startswith('sparsity_report.py: ')
     assert 'Traceback' not in result.stderr

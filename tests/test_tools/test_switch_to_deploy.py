@@ -1,15 +1,10 @@
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import pelk_mm  # noqa: F401
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'switch_to_deploy.py'
+TOOL = 'tools/switch_to_deploy.py'
 CONFIG = """
 default_scope = 'mmseg'
 custom_imports = dict(imports=['pelk_mm'], allow_failed_imports=False)
@@ -24,25 +19,13 @@ model = dict(
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Runs the tool from a folder that is not the repository's."""
-    return lambda *args: subprocess.run(
-        [sys.executable, str(TOOL), *map(str, args)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_says_what_it_folded(run, tmp_path):
+def test_says_what_it_folded(run_tool, tmp_path):
     (tmp_path / 'config.py').write_text(CONFIG)
     cfg = Config.fromfile(tmp_path / 'config.py')
     init_default_scope('mmseg')
     torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'trained.pth')
 
-    result = run('config.py', 'trained.pth', 'deployed.pth')
+    result = run_tool(TOOL, 'config.py', 'trained.pth', 'deployed.pth')
     assert result.returncode == 0, result.stderr
     assert result.stderr == ''
     lines = result.stdout.splitlines()
@@ -55,8 +38,8 @@ def test_says_what_it_folded(run, tmp_path):
     assert (tmp_path / 'deployed.pth').is_file()
 
 
-def test_error_is_one_sentence(run):
-    result = run('none.py', 'trained.pth', 'deployed.pth')
+def test_error_is_one_sentence(run_tool):
+    result = run_tool(TOOL, 'none.py', 'trained.pth', 'deployed.pth')
     assert result.returncode == 1
     assert result.stdout == ''
     assert result.stderr == 'switch_to_deploy.py: config none.py does not exist\n'

@@ -78,6 +78,14 @@ def cfg(path):
     return load(path)
 
 
+def one_of_each_structure(names):
+    """Parameters of a test: those of `TRAINED`, and with `-m slow` the others."""
+    return [
+        pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow)
+        for name in sorted(names)
+    ]
+
+
 @pytest.fixture(scope='module')
 def model(path):
     """The model at full size, without memory for its weights."""
@@ -204,8 +212,10 @@ def with_data(cfg, path, shared, street):
     return cfg
 
 
-def test_pipelines_on_a_sample(path, cfg, shared, street):
-    cfg = with_data(cfg, path, shared, street)
+@pytest.mark.parametrize('name', one_of_each_structure(EXPECTED))
+def test_pipelines_on_a_sample(name, shared, street):
+    path = ROOT / 'configs' / f'{name}.py'
+    cfg = with_data(load(path), path, shared, street)
     METRICS.build(cfg.val_evaluator)
     np.random.seed(0)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
@@ -258,13 +268,7 @@ def test_one_config_of_each_structure_is_trained(narrow):
     assert set.union(*trained) == TRAINED
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow)
-        for name in sorted(EXPECTED)
-    ],
-)
+@pytest.mark.parametrize('name', one_of_each_structure(EXPECTED))
 @pytest.mark.usefixtures('one_thread')
 def test_narrowed_copy_trains_and_evaluates(
     name, narrow, shared, street, tmp_path, monkeypatch

@@ -47,9 +47,15 @@ def run(make_runner, kill_at=None, **kwargs):
     return runner, record.log
 
 
-@pytest.mark.parametrize('growth', ['random', 'gradient'])
-@pytest.mark.parametrize('ema', [False, True])
-@pytest.mark.parametrize('accumulated', [1, 2])
+@pytest.mark.parametrize(
+    ('growth', 'ema', 'accumulated'),  # every pair of values
+    [
+        ('random', False, 1),
+        ('random', True, 2),
+        ('gradient', False, 2),
+        ('gradient', True, 1),
+    ],
+)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     make_runner, growth, ema, accumulated
 ):

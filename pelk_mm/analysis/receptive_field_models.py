@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -114,16 +113,13 @@ def random_model(name: str, seed: int = 0, layer_scale: float | None = None) -> 
     return Model(name, weights, model.backbone, model.preprocess)
 
 
-def trained_model(
-    source: str, checkpoint: str, options: Mapping[str, Any] | None = None
-) -> Model:
+def trained_model(source: str, checkpoint: str) -> Model:
     """Build a backbone and load its weights.
 
     Args:
         source: A config of a segmenter, a detector or a classifier, or a name of
             `ARCHITECTURES`.
         checkpoint: File of the whole model or of the backbone alone.
-        options: Values that replace the config's own, as ``--cfg-options`` does.
 
     Raises:
         ValueError: If the config has no such backbone, its images have neither one
@@ -133,7 +129,7 @@ def trained_model(
         name = find_architecture(source)
         model = _build_architecture(name, None)
     else:
-        cfg = read_config(source, options)
+        cfg = read_config(source)
         name = Path(source).stem
         backbone = _build_backbone(cfg)
         model = Model(name, '', backbone, _preprocessing(cfg, backbone))
@@ -162,7 +158,6 @@ def _build_backbone(cfg: Config) -> nn.Module:
             f'{cfg.filename} has no model with a backbone; give the config of a '
             'segmenter, a detector or a classifier'
         )
-    settings = dict(settings, init_cfg=None)  # the checkpoint has all weights
     scope = find_framework(cfg) or cfg.get('default_scope')
     try:
         with DefaultScope.overwrite_default_scope(scope):

@@ -27,6 +27,7 @@ of models whose gradients differ by orders of magnitude are comparable only with
 import hashlib
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -45,8 +46,8 @@ from pelk_mm.ops.switch import is_plain
 #: Shares of the contributions whose areas the papers report.
 SHARES = (0.2, 0.3, 0.5, 0.99)
 
-#: Images after which the sums are saved.
-SAVE_EVERY = 5
+#: Images or seconds after which the sum is saved, whichever comes first.
+SAVE_EVERY, SAVE_SECONDS = 5, 30.0
 
 
 # --------------------------------------------------------------------- one image
@@ -325,12 +326,13 @@ def measure(
     backbone.eval().requires_grad_(False)
     result = start
     done = saved = 0 if start is None else len(start.seen)
+    time_saved = time.monotonic()
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, time_saved
         if path is not None and result is not None and len(result.seen) > saved:
             result.save(path)
-            saved = len(result.seen)
+            saved, time_saved = len(result.seen), time.monotonic()
 
     rest: Iterable[Sample] = samples[done:]
     try:
@@ -344,7 +346,8 @@ def measure(
             else:
                 result.skipped.append(sample.name)
             result.seen.append(sample.identity)
-            if len(result.seen) % SAVE_EVERY == 0:
+            late = time.monotonic() - time_saved >= SAVE_SECONDS
+            if late or len(result.seen) % SAVE_EVERY == 0:
                 save()
     finally:
         save()

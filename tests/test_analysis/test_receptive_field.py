@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pelk_mm.analysis import receptive_field
 from pelk_mm.analysis.receptive_field import (
     Field,
     Sample,
@@ -248,8 +249,13 @@ def test_interrupted_and_resumed_gives_the_same_bits(backbone, tmp_path, stop):
     assert [each.name for each in tmp_path.iterdir()] == ['a.npz']
 
 
-def test_saved_every_few_images(backbone, tmp_path):
+@pytest.mark.parametrize(
+    ('seconds', 'expected'), [(1e9, [0] * 5 + [5] * 5 + [10] * 2), (0, list(range(12)))]
+)
+def test_saved_every_few_images(tmp_path, monkeypatch, seconds, expected):
     """What a killed process leaves."""
+    monkeypatch.setattr(receptive_field, 'SAVE_SECONDS', seconds)
+    backbone = nn.Conv2d(3, 4, 3)
     path = tmp_path / 'a.npz'
     found = []
 
@@ -259,7 +265,7 @@ def test_saved_every_few_images(backbone, tmp_path):
             yield item
 
     measure(backbone, as_samples(images(12, 33, 33)), KEY, path, None, track)
-    assert found == [0] * 5 + [5] * 5 + [10] * 2
+    assert found == expected
 
 
 def test_key_changes_with_anything_but_the_images(backbone, monkeypatch):

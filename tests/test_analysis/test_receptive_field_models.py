@@ -13,7 +13,7 @@ from pelk_mm.analysis.receptive_field_models import (
 from pelk_mm.backbones import PeLK, RepLKNet, SLaK
 from pelk_mm.checkpoints.rules import rename
 
-ARCH = dict(channels=[8, 12], depths=[1, 1], kernel_sizes=[11, 9])
+ARCH = dict(channels=[8, 8, 12, 12], depths=[1, 1, 1, 1], kernel_sizes=[11, 9, 7, 5])
 NARROW = {
     'pelk-narrow': (PeLK, dict(ARCH, central_radius=2)),
     'slak-narrow': (SLaK, ARCH),
@@ -30,16 +30,13 @@ model = dict(
     decode_head=dict(type='NoSuchHead'),
 )
 """
-SLAK = f"type='SLaK', arch={ARCH!r}, out_indices=(0, 1)"
+SLAK = f"type='SLaK', arch={ARCH!r}"
 
 
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch):
-    monkeypatch.setattr(
-        receptive_field_models, 'ARCHITECTURES', {**ARCHITECTURES, **NARROW}
-    )
-    for _, arch in NARROW.values():
-        arch['depths'] = [1, 1]
+    for name, entry in NARROW.items():
+        monkeypatch.setitem(ARCHITECTURES, name, entry)
 
 
 @pytest.fixture
@@ -77,8 +74,7 @@ def test_names():
 
 
 @pytest.mark.parametrize('name', NARROW)
-def test_random_weights_are_the_seeds(name, monkeypatch, capfd):
-    monkeypatch.setattr(receptive_field_models, 'find_architecture', lambda name: name)
+def test_random_weights_are_the_seeds(name, capfd):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -95,8 +91,7 @@ def test_random_weights_are_the_seeds(name, monkeypatch, capfd):
     assert capfd.readouterr() == ('', '')
 
 
-def test_layer_scale(monkeypatch):
-    monkeypatch.setattr(receptive_field_models, 'find_architecture', lambda name: name)
+def test_layer_scale():
     model = random_model('slak-narrow', layer_scale=0.5)
     assert model.weights == 'random weights, seed 0, layer scale 0.5'
     assert (model.backbone.stages[0].blocks[0].gamma == 0.5).all()
@@ -114,7 +109,7 @@ def test_pixels_of_xl():
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'student.backbone.'])
 def test_weights_of_a_backbone_or_of_a_whole_model(write, save, prefix):
-    state = SLaK(ARCH, out_indices=(0, 1)).state_dict()
+    state = SLaK(ARCH).state_dict()
     path = save({f'{prefix}{name}': value for name, value in state.items()})
     model = trained_model(write(), path)
     assert model.name == 'config'
@@ -132,7 +127,7 @@ def test_weights_by_the_name_of_an_architecture(save):
 
 @pytest.mark.parametrize('rgb', [True, False])
 def test_pixels_of_the_config(write, save, rgb):
-    path = save(SLaK(ARCH, out_indices=(0, 1)).state_dict())
+    path = save(SLaK(ARCH).state_dict())
     preprocess = trained_model(write(rgb=rgb), path).preprocess
     assert preprocess == Preprocessing(3, rgb, (1, 2, 3), (4, 5, 6))
 
@@ -158,8 +153,7 @@ def test_other_backbones(write, save):
 
 def test_images_of_other_channels(write, save):
     for channels in (1, 4):
-        kwargs = dict(out_indices=(0, 1), in_channels=channels)
-        path = save(SLaK(ARCH, **kwargs).state_dict())
+        path = save(SLaK(ARCH, in_channels=channels).state_dict())
         config = write(f'{SLAK}, in_channels={channels}')
         if channels == 1:
             assert trained_model(config, path).preprocess.channels == 1
@@ -169,15 +163,15 @@ def test_images_of_other_channels(write, save):
 
 
 def test_weights_that_do_not_fit(write, save):
-    state = SLaK(ARCH, out_indices=(0, 1)).state_dict()
+    state = SLaK(ARCH).state_dict()
     config = write()
-    wide = SLaK(dict(ARCH, channels=[16, 24]), out_indices=(0, 1)).state_dict()
+    wide = SLaK(dict(ARCH, channels=[16, 16, 24, 24])).state_dict()
     with pytest.raises(ValueError, match=r'weights\.pth: the checkpoint does not fit'):
         trained_model(config, save(wide))
     released = {rename(name, 'slak', to_released=True): v for name, v in state.items()}
     with pytest.raises(ValueError, match='pelk-mm convert_checkpoint SRC DST'):
         trained_model(config, save(released))
-    with pytest.raises(ValueError, match=r'weights\.pth: .* has no name that starts'):
+    with pytest.raises(ValueError, match=r'weights\.pth: .*its names, head\.weight, are'):
         trained_model(config, save({'head.weight': torch.ones(2, 2)}))
     state['stages.0.blocks.0.gamma'][0] = float('nan')
     with pytest.raises(ValueError, match=r'weights\.pth: 1 of its tensors hold NaN'):

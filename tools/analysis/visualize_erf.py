@@ -106,7 +106,7 @@ def check_device(name: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -44,9 +45,8 @@ class Preprocessing:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)[..., None]
         elif self.rgb:
             pixels = pixels[..., ::-1]
-        values = (pixels.astype(np.float32) - np.float32(self.mean)) / np.float32(
-            self.std
-        )
+        mean, std = (np.asarray(each, np.float32) for each in (self.mean, self.std))
+        values = (pixels.astype(np.float32) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))[None])
 
 
@@ -141,7 +141,7 @@ def find_pictures(folder: Path, count: int) -> list[Picture]:
         _read(path)
         identity = hashlib.sha256(path.read_bytes()).hexdigest()
         name = path.relative_to(folder).as_posix()
-        pictures.append(Picture(name, identity, lambda path=path: _read(path)))
+        pictures.append(Picture(name, identity, partial(_read, path)))
     return pictures
 
 
@@ -156,7 +156,7 @@ def draw_pictures(count: int) -> list[Picture]:
         Picture(
             f'drawn {number}',
             f'{code} {np.__version__} {cv2.__version__} {number}',
-            lambda number=number: draw(number),
+            partial(draw, number),
         )
         for number in range(count)
     ]

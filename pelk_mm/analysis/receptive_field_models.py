@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -24,7 +25,7 @@ from .counting import input_channels
 from .receptive_field_images import Preprocessing
 
 #: Class and ``arch`` of each architecture by the name that the tool takes.
-ARCHITECTURES: dict[str, tuple[type[LargeKernelBackbone], str]] = {
+ARCHITECTURES: dict[str, tuple[Any, str]] = {
     f'{cls.__name__.lower()}-{arch}': (cls, arch)
     for cls in (PeLK, SLaK, RepLKNet)
     for arch in cls.arch_settings
@@ -74,8 +75,7 @@ def _build_architecture(name: str, layer_scale: float | None) -> Model:
     scaled = layer_scale is not None and cls is not RepLKNet
     options = {'layer_scale_init_value': layer_scale} if scaled else {}
     pixels = _XL_PIXELS if arch == 'XL' else ()
-    backbone = cls(arch, **options)  # type: ignore[arg-type]
-    return Model(name, '', backbone, Preprocessing(3, True, *pixels))
+    return Model(name, '', cls(arch, **options), Preprocessing(3, True, *pixels))
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def random_model(name: str, seed: int = 0, layer_scale: float | None = None) -> 
     with torch.random.fork_rng(devices=[]), _without_init_log():
         torch.manual_seed(seed)
         model = _build_architecture(name, layer_scale)
-        model.backbone.init_weights()  # type: ignore[operator]
+        model.backbone.init_weights()
     weights = f'random weights, seed {seed}'
     if layer_scale is not None and ARCHITECTURES[name][0] is not RepLKNet:
         weights += f', layer scale {layer_scale:g}'

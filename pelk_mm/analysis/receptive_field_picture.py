@@ -64,12 +64,17 @@ def describe_images(fields: Sequence[Field]) -> str:
     return f'{number} image{plural} of {height} x {width}'
 
 
+def _percent(share: float) -> str:
+    """A share as a percentage."""
+    return f'{100 * share:g} %'
+
+
 # ------------------------------------------------------------------------ tables
 
 
 def _table(rows: Sequence[tuple[Measured, list[Square]]]) -> list[str]:
     """A Markdown table of areas and sides."""
-    shares = [f'{each.share:.0%}'.replace('%', ' %') for each in rows[0][1]]
+    shares = [_percent(each.share) for each in rows[0][1]]
     lines = [
         f'| model | weights | {" | ".join(shares)} |',
         f'|---|---|{"--:|" * len(shares)}',
@@ -162,7 +167,7 @@ def draw_fields(
     if outlines:
         figure.legend(
             handles=[
-                Line2D([], [], color=colour, label=f'{square.share:.0%}')
+                Line2D([], [], color=colour, label=_percent(square.share))
                 for colour, square in zip(
                     SQUARE_COLOURS, measured[0].squares, strict=True
                 )

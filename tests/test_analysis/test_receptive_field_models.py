@@ -171,7 +171,9 @@ def test_weights_that_do_not_fit(write, save):
     released = {rename(name, 'slak', to_released=True): v for name, v in state.items()}
     with pytest.raises(ValueError, match='pelk-mm convert_checkpoint SRC DST'):
         trained_model(config, save(released))
-    with pytest.raises(ValueError, match=r'weights\.pth: .*its names, head\.weight, are'):
+    with pytest.raises(
+        ValueError, match=r'weights\.pth: .*its names, head\.weight, are'
+    ):
         trained_model(config, save({'head.weight': torch.ones(2, 2)}))
     state['stages.0.blocks.0.gamma'][0] = float('nan')
     with pytest.raises(ValueError, match=r'weights\.pth: 1 of its tensors hold NaN'):

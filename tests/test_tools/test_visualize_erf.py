@@ -8,7 +8,11 @@ import pytest
 import torch
 
 import visualize_erf as tool
-from pelk_mm.analysis import receptive_field, receptive_field_models
+from pelk_mm.analysis import (
+    receptive_field,
+    receptive_field_models,
+    receptive_field_picture,
+)
 from pelk_mm.backbones import PeLK, RepLKNet, SLaK
 
 ARCH = dict(channels=[8, 8, 12, 12], depths=[1, 1, 1, 1], kernel_sizes=[11, 9, 7, 5])
@@ -74,6 +78,14 @@ def trained(tmp_path):
     return tmp_path / 'my_config.py', tmp_path / 'iter_1.pth'
 
 
+@pytest.fixture
+def _undrawn(monkeypatch):
+    """For tests of anything but the picture, which takes the longest."""
+    monkeypatch.setattr(
+        receptive_field_picture, 'draw_fields', lambda fields, path, _: path.touch()
+    )
+
+
 SMALL = ['--size', 45, '--out', 'erf']
 
 
@@ -115,6 +127,7 @@ def test_drawn_images(run, tmp_path):
     assert '1 image of 45 x 45' in text
 
 
+@pytest.mark.usefixtures('_undrawn')
 def test_more_images_add_to_those_that_are_done(run, images, tmp_path):
     arguments = ['--arch', 'pelk-narrow', '--images', images, *SMALL]
     assert run(*arguments, '--count', 3).returncode == 0
@@ -125,6 +138,7 @@ def test_more_images_add_to_those_that_are_done(run, images, tmp_path):
     assert np.array_equal(resumed, np.load(tmp_path / 'whole' / 'pelk-narrow.npy'))
 
 
+@pytest.mark.usefixtures('_undrawn')
 def test_interrupted(run, images, monkeypatch, tmp_path):
     arguments = ['--arch', 'pelk-narrow', '--images', images, *SMALL]
     contributions = receptive_field.contributions
@@ -146,6 +160,7 @@ def test_interrupted(run, images, monkeypatch, tmp_path):
     assert '3 images were done before' in result.stderr
 
 
+@pytest.mark.usefixtures('_undrawn')
 @pytest.mark.parametrize(
     ('changed', 'reason'),
     [
@@ -164,6 +179,7 @@ def test_changed_settings_start_anew(run, images, changed, reason):
     assert 'done before' not in result.stderr
 
 
+@pytest.mark.usefixtures('_undrawn')
 def test_models_of_one_name(run, images, trained, tmp_path):
     result = run('--model', *trained, '--model', *trained, '--images', images, *SMALL)
     assert result.returncode == 0, result.stderr

@@ -106,7 +106,7 @@ def random_model(name: str, seed: int = 0, layer_scale: float | None = None) -> 
     with torch.random.fork_rng(devices=[]), _without_init_log():
         torch.manual_seed(seed)
         model = _build_architecture(name, layer_scale)
-        model.backbone.init_weights()
+        model.backbone.init_weights()  # type: ignore[operator]
     weights = f'random weights, seed {seed}'
     if layer_scale is not None and ARCHITECTURES[name][0] is not RepLKNet:
         weights += f', layer scale {layer_scale:g}'

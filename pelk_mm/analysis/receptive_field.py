@@ -290,7 +290,7 @@ def resume(path: Path, key: str, samples: Sequence[Sample]) -> tuple[Field | Non
             changed = [name for name in new if old.get(name) != new[name]]
         except (ValueError, AttributeError):
             changed = []
-        return None, f'its {" and ".join(changed) or "settings"} differ'
+        return None, f'it was made with other {", ".join(changed) or "settings"}'
     wanted = [sample.identity for sample in samples]
     if found.seen != wanted[: len(found.seen)]:
         return None, 'its images are not the first of these'

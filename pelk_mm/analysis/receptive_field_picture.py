@@ -51,8 +51,11 @@ class Measured:
         Raises:
             ValueError: If there are no contributions.
         """
-        mean = field.mean
-        return cls(name, weights, field, squares(log_scaled(mean)), squares(mean))
+        try:
+            mean = field.mean
+            return cls(name, weights, field, squares(log_scaled(mean)), squares(mean))
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from error
 
 
 def describe_images(fields: Sequence[Field]) -> str:

@@ -293,8 +293,8 @@ def test_what_makes_a_file_useless(tmp_path):
     assert resume(path, KEY, samples)[0] == field.__class__(
         KEY, pytest.approx(field.total), field.seen
     )
-    assert resume(path, '{"weights": "b"}', samples)[1] == 'its weights differ'
-    assert resume(path, '{"size": 8}', samples)[1] == 'its size differ'
+    assert 'with other weights' in resume(path, '{"weights": "b"}', samples)[1]
+    assert 'with other size' in resume(path, '{"size": 8}', samples)[1]
     assert 'not the first' in resume(path, KEY, samples[:1])[1]
     assert 'not the first' in resume(path, KEY, samples[1:])[1]
     data = path.read_bytes()

@@ -108,5 +108,5 @@ def test_any_number_of_models_and_shapes(tmp_path, number):
 
 def test_nothing_contributes():
     field = Field(KEY, np.zeros((8, 8)), ['a'])
-    with pytest.raises(ValueError, match='no pixel contributes'):
+    with pytest.raises(ValueError, match='^a: no pixel contributes'):
         Measured.of('a', 'b', field)

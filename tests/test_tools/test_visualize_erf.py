@@ -164,9 +164,9 @@ def test_interrupted(run, images, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ('changed', 'reason'),
     [
-        (['--seed', 1], 'its weights differ'),
-        (['--layer-scale', 1], 'its weights differ'),
-        (['--size', 48], 'its size differ'),
+        (['--seed', 1], 'it was made with other weights'),
+        (['--layer-scale', 1], 'it was made with other weights'),
+        (['--size', 48], 'it was made with other size'),
         (['--count', 2], 'its images are not the first of these'),
     ],
 )

@@ -172,7 +172,7 @@ def measure_model(
     out = args.out / f'{stem}.npy'
     with write_output(out) as temporary, temporary.open('wb') as file:
         np.save(file, field.mean)
-    print(f'{model.name}: {field.images} images', file=sys.stderr)
+    print(f'{model.name}: {field.images} of {len(inputs)} images', file=sys.stderr)
     return field
 
 

@@ -241,7 +241,7 @@ def _draw_kernels(page: _Page, column: int, panels: Sequence[Panel]) -> None:
         return
     weights = torch.cat([kernel[taps].abs() for _, kernel, taps in panels])
     top = weights.max().item()
-    limit = weights.quantile(WITHIN).item() or top or 1.0
+    limit = float(np.quantile(weights.numpy(), WITHIN)) or top or 1.0
     for place, (title, kernel, taps) in enumerate(panels, column):
         image = page.image(
             place,

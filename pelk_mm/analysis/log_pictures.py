@@ -59,8 +59,8 @@ def draw_runs(
         layout='constrained',
     )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for axes in list(panels)[len(keys) :]:
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[len(keys) :]:
         axes.remove()
     for key, axes in zip(keys, panels, strict=False):
         for number, run in enumerate(runs):

@@ -323,7 +323,7 @@ def _part(name: str, module: nn.Module, notes: dict[str, None]) -> Part:
         elif not isinstance(module.norm, nn.Identity):
             notes['with the BatchNorms after the convolutions folded in'] = None
             folded, _ = fold_norm(conv.weight, conv.bias, module.norm)
-    weight = (conv.weight if folded is None else folded).float().squeeze(1)
+    weight = (conv.weight if folded is None else folded).detach().float().squeeze(1)
     nonzero = conv.weight.squeeze(1) != 0
     if isinstance(conv, PeripheralConv2d):
         weight = expand_kernel(weight, conv.sharing_grid)

@@ -95,12 +95,12 @@ def main() -> None:
         else:
             cfg, name = find_backbone(read_config(args.config))
             model = Path(args.config).stem
-        make_folder(args.out)
         if args.checkpoint:
             backbone = load_backbone(cfg, name, args.checkpoint)
             source = args.checkpoint.name
         else:
             backbone, source = random_backbone(cfg), 'random weights'
+        make_folder(args.out)
         pages = []
         for stage in range(len(backbone.stages)):
             title = f'{type(backbone).__name__} of {model}, {source}'

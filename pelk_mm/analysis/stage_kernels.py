@@ -65,10 +65,7 @@ class Block:
 
     def kernel(self) -> Tensor:
         """Sum of the parts, (C, K, K); 0 where none of them has a tap."""
-        return sum(
-            (self.framed(part.weight) for part in self.parts[1:]),
-            self.framed(self.parts[0].weight),
-        )
+        return torch.stack([self.framed(part.weight) for part in self.parts]).sum(0)
 
     def framed(self, kernels: Tensor) -> Tensor:
         """Centre kernels (..., kh, kw) among zeros to (..., K, K)."""
@@ -157,14 +154,13 @@ def find_backbone(cfg: Config) -> tuple[dict[str, Any], str]:
 
 def _dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
     """Dicts with a ``type`` in a config, the outermost first, and their names."""
+    children: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, dict):
         if node.get('type') is not None:
             yield name, node
         children = node.items()
     elif isinstance(node, (list, tuple)):
         children = enumerate(node)
-    else:
-        return
     for key, child in children:
         yield from _dicts(child, f'{name}.{key}'.lstrip('.'))
 

@@ -59,7 +59,8 @@ def draw_runs(
         layout='constrained',
     )
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    # One scale for all, so that what happens at one time is seen at one place.
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for axes in panels[len(keys) :]:
         axes.remove()
     for key, axes in zip(keys, panels, strict=False):
@@ -67,6 +68,7 @@ def draw_runs(
             _draw_curves(axes, run.find(key), _style(number), smooth)
         units = dict.fromkeys(run.unit for run in runs)
         axes.set(title=key, xlabel=' or '.join(units))
+        axes.tick_params(labelbottom=True)
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         axes.grid(color='#e6e6e6')
         axes.spines[['top', 'right']].set_visible(False)

@@ -100,13 +100,14 @@ class _Page:
             axes.set_ylabel('taps from the centre', fontsize=7)
         return image
 
-    def colour_bar(self, column: int, image: Any, extend: str = 'neither') -> None:
+    def colour_bar(self, column: int, image: Any, extend: str = 'neither') -> Any:
         """Draw the colour bar of an image to the right of a column."""
         left = LEFT + column * (PANEL + GAP) + PANEL + 0.06
         axes = self.axes(left, 0.08, PANEL)
         bar = self.figure.colorbar(image, cax=axes, extend=extend)
         bar.ax.tick_params(labelsize=6, length=2, pad=1)
         bar.ax.yaxis.offsetText.set_fontsize(6)
+        return bar
 
 
 def choose_blocks(count: int, shown: int) -> list[int]:
@@ -197,7 +198,7 @@ def _draw_grid(page: _Page, kernels: StageKernels, channels: int) -> None:
     areas = np.outer(sizes, sizes)
     image = page.image(
         0,
-        f'{len(grid)} {_TIMES} {len(grid)} weights, by their taps',
+        f'{len(grid)} {_TIMES} {len(grid)} weights and the taps of each',
         areas,
         cmap=SEQUENTIAL,
         norm=LogNorm(1, max(2, areas.max())),
@@ -205,7 +206,10 @@ def _draw_grid(page: _Page, kernels: StageKernels, channels: int) -> None:
     edges = np.cumsum([0, *grid]) - len(sizes) / 2
     for draw in (image.axes.hlines, image.axes.vlines):
         draw(edges, edges[0], edges[-1], color='white', linewidth=0.3)
-    page.colour_bar(0, image)
+    bar = page.colour_bar(0, image)
+    squares = [size**2 for size in sorted(set(grid))]
+    bar.set_ticks(squares, labels=list(map(str, squares)))
+    bar.ax.minorticks_off()
     if kernels.embedding is None:
         return
     embedding = kernels.embedding

@@ -60,7 +60,7 @@ def test_page_of_pelk(page):
     ]
     names = titles(figure)
     assert names[:2] == [
-        '7 \N{MULTIPLICATION SIGN} 7 weights, by their taps',
+        '7 \N{MULTIPLICATION SIGN} 7 weights and the taps of each',
         'mean |h| of all channels',
     ]
     assert sum(name == 'mean |w| of all channels' for name in names) == 3
@@ -70,6 +70,9 @@ def test_page_of_pelk(page):
     cells = np.repeat(grid, grid)
     areas = image(figure, names[0]).get_array()
     assert np.array_equal(areas, cells[:, None] * cells)
+    ticks = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert ticks == ['1', '4']
+    assert list(figure.axes[1].get_yticklabels(minor=True)) == []
 
 
 def test_page_of_deployed_pelk(page):

@@ -171,7 +171,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], str]:
     except UnicodeDecodeError as error:
         raise LogError(f'{path} is not a log: it is not text') from error
     lines = text.rstrip('\n').split('\n')
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

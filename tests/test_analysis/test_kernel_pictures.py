@@ -147,7 +147,7 @@ def test_colours_go_by_most_taps(page):
 def test_nothing_is_cut_off(page, tmp_path):
     """Every text is inside the page."""
     for kind in CONFIGS:
-        figure = page(kind, sparse=True, blocks=1)
+        figure = page(kind, sparse=True, blocks=1, channels=1)
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()
         boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]

@@ -30,6 +30,7 @@ TAKE_CONFIG = {
     'dist_test',
     'get_flops',
     'switch_to_deploy',
+    'visualize_kernels',
 }
 
 

@@ -1,7 +1,9 @@
 """Bases combine: any schedule with any runtime, model and data set of one framework."""
 
+import importlib.util
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -109,3 +111,27 @@ def test_epochs_of_a_segmenter(tmp_path):
     cfg = combine(tmp_path, 'mmseg', 'upernet', 'ade20k', 'adamw_3x', line)
     assert cfg.train_dataloader.sampler.type == 'DefaultSampler'
     assert cfg.train_dataloader.sampler.shuffle
+
+
+@pytest.mark.parametrize('framework', sorted(MODELS))
+@pytest.mark.parametrize('installed', [True, False])
+def test_tensorboard_where_it_is_installed(framework, installed, tmp_path, monkeypatch):
+    """Without it a training would end in an ImportError of mmengine's backend."""
+    spec = importlib.util.find_spec
+
+    def find(name, *args):
+        if name != 'tensorboard':
+            return spec(name, *args)
+        # What a folder of this name in the working directory makes of it.
+        folder = SimpleNamespace(origin=None)
+        return (
+            SimpleNamespace(origin='tensorboard/__init__.py') if installed else folder
+        )
+
+    monkeypatch.setattr(importlib.util, 'find_spec', find)
+    cfg = Config.fromfile(BASES / f'{framework}_runtime.py')
+    kinds = [backend.type for backend in cfg.visualizer.vis_backends]
+    assert kinds == ['LocalVisBackend'] + ['TensorboardVisBackend'] * installed
+    cfg.dump(tmp_path / 'dumped.py')
+    again = Config.fromfile(tmp_path / 'dumped.py')
+    assert again.visualizer == cfg.visualizer

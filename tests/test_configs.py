@@ -8,6 +8,7 @@ import json
 import math
 from copy import deepcopy
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,22 @@ def test_narrowed_copy_trains_and_evaluates(
         metrics.append('coco/segm_mAP')
     for metric in metrics:
         assert math.isfinite(scalars[f'val/{metric}'].current())
+    curves = Path(runner.log_dir) / 'vis_data'
+    assert list(curves.glob('scalars.json'))
+    if find_spec('tensorboard'):
+        written = event_scalars(curves)
+        assert written['loss'] == pytest.approx(losses, rel=1e-6)
+        assert len(written['lr']) == 2
+        assert all(len(written[metric]) == 1 for metric in metrics)
+
+
+def event_scalars(folder):
+    """Values by name in the events that TensorBoard would show."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(folder)).Reload()
+    names = events.Tags()['scalars']
+    return {name: [each.value for each in events.Scalars(name)] for name in names}
 
 
 @pytest.mark.parametrize('family', ['slak', 'pelk'])

@@ -6,7 +6,7 @@ _base_ = './default_runtime.py'
 default_scope = 'mmdet'
 visualizer = dict(
     type='DetLocalVisualizer',
-    vis_backends=[dict(type='LocalVisBackend')],
+    vis_backends=_base_.vis_backends,
     name='visualizer',
 )
 framework_hooks = dict(

@@ -1,8 +1,7 @@
 """What is measured: the model of a config, or the same with another backbone."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import log
@@ -16,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
+from pelk_mm.checkpoints.files import CheckpointError, read_checkpoint
 from pelk_mm.checkpoints.weights import find_weights
 from pelk_mm.config_types import find_framework, read_config
 
@@ -61,13 +60,8 @@ def _swin(width: int, depth: int, heads: int, millions: float) -> Competitor:
 
 
 def _convnext(arch: str, width: int, millions: float) -> Competitor:
-    """A ConvNeXt (Liu et al., CVPR 2022, section 3) that returns all of its stages."""
-    config = dict(
-        type='ConvNeXt',
-        arch=arch,
-        out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
-    )
+    """A ConvNeXt (Liu et al., CVPR 2022, section 3) that returns maps, not vectors."""
+    config = dict(type='ConvNeXt', arch=arch, gap_before_final_norm=False)
     channels = tuple(width * 2**i for i in range(4))
     return Competitor(('mmpretrain',), config, channels, millions)
 
@@ -143,7 +137,6 @@ class Subject:
         Raises:
             CheckpointError: If the checkpoint cannot be read or does not fit.
             UnavailableError: If the competitor's package is not installed.
-            ValueError: If the model cannot be built.
         """
         cfg = self.read()
         torch.manual_seed(0)
@@ -188,7 +181,7 @@ def plan_subjects(
     """
     first = Subject(Path(config).stem, config, options=options or {})
     cfg = first.read()
-    model = build_on_meta(cfg)
+    model = _on_meta(cfg)
     part = part or ('backbone' if find_framework(cfg) == 'mmdet' else 'whole')
     channels = input_channels(model)
     first = replace(first, part=part, checkpoint=checkpoint, channels=channels)
@@ -206,7 +199,7 @@ def plan_subjects(
             other = replace(first, name=name, checkpoint=None, competitor=name)
         else:
             other = Subject(Path(name).stem, name, part, channels=channels)
-            found = input_channels(build_on_meta(other.read()))
+            found = input_channels(_on_meta(other.read()))
             if found != channels:
                 raise ValueError(
                     f'{name} takes images of {found} channels, and {config} of '
@@ -216,27 +209,21 @@ def plan_subjects(
     return subjects
 
 
-@contextmanager
-def _naming(cfg: Config) -> Iterator[None]:
-    """Turn what a constructor raises into one sentence."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about losses, which are not used here
-            yield
-    except Exception as error:  # whatever the constructors of its parts raise
-        raise ValueError(
-            f'the model of {cfg.filename} cannot be built: {first_line(error)}'
-        ) from error
+def _on_meta(cfg: Config) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about losses, which are not used here
+        return build_on_meta(cfg)
 
 
 def _build(cfg: Config, part: str) -> nn.Module:
     """Build the model of a config, or its backbone and neck alone."""
     scope = find_framework(cfg) or cfg.get('default_scope') or 'mmengine'
-    with _naming(cfg), DefaultScope.overwrite_default_scope(scope):
+    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(scope):
+        warnings.simplefilter('ignore')
         if part == 'whole':
             return MODELS.build(cfg.model)
         parts = (cfg.model.get(name) for name in ('backbone', 'neck'))
-        return Features(*(MODELS.build(part) for part in parts if part))
+        return Features(*(MODELS.build(each) for each in parts if each))
 
 
 def _replace_backbone(cfg: Config, name: str, image_channels: int) -> None:
@@ -251,19 +238,24 @@ def _replace_backbone(cfg: Config, name: str, image_channels: int) -> None:
             f'installed, which ha{"s" if len(packages) == 1 else "ve"} '
             f'{competitor.config["type"]}'
         )
+    indices = tuple(cfg.model.backbone.get('out_indices') or range(4))
     cfg.model.backbone = dict(
         competitor.config,
         type=f'{package}.{competitor.config["type"]}',
         in_channels=image_channels,
+        out_indices=indices,
     )
+    channels = [competitor.channels[i] for i in indices]
     readers = ('neck',) if cfg.model.get('neck') else ('decode_head', 'auxiliary_head')
     for reader in readers:
         parts = cfg.model.get(reader) or []
-        for part in parts if isinstance(parts, list) else [parts]:
-            _fit(part, competitor.channels)
+        parts = parts if isinstance(parts, list) else [parts]
+        # Of several necks the first one reads the backbone's maps.
+        for part in parts[:1] if reader == 'neck' else parts:
+            _fit(part, channels)
 
 
-def _fit(part: Any, channels: tuple[int, ...]) -> None:
+def _fit(part: Any, channels: Sequence[int]) -> None:
     """Set the channels that a neck or head reads."""
     if isinstance(part.get('in_channels'), (list, tuple)):
         indices = part.get('in_index') or range(len(channels))

@@ -5,10 +5,10 @@ so that whatever else the machine does hits all alike. Results come before times
 whose outputs differ from the eager model's is not timed.
 """
 
-import contextlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,13 @@ def measure(
         if subject.competitor is None or engine != 'deployed'
     ]
     rows: list[Row] = []
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         parent = Path(stack.enter_context(TemporaryDirectory()))
         workers: dict[int, Worker] = {}
         eager: Ready | None = None
         for number, (subject, engine) in enumerate(planned):
+            if subject.competitor and engine != 'eager' and eager is None:
+                continue  # it is not installed, or as good as not
             say(f'{number + 1} of {len(planned)}: {subject.name}, {engine}')
             row = Row(subject.name, engine)
             rows.append(row)
@@ -120,14 +122,17 @@ def measure(
             form = Form(subject, engine, setting, folder)
             if engine == 'eager':
                 eager = None
-            try:
-                workers[number], ready = _prepare(form, row, eager, open_worker, stack)
-                if engine == 'eager':
-                    eager = ready
-            except UnavailableError as error:
-                row.problem = str(error)
-                say(f'  not measured: {row.problem}')
-                continue
+            with ExitStack() as inner:  # closes what will not be timed
+                try:
+                    worker, ready = _prepare(form, row, eager, open_worker, inner)
+                except UnavailableError as error:
+                    row.problem = str(error)
+                    say(f'  not measured: {row.problem}')
+                    continue
+                stack.push(inner.pop_all())
+            workers[len(rows) - 1] = worker
+            if engine == 'eager':
+                eager = ready
             if row.difference is not None:
                 say(f'  differs from eager by {row.difference:.1e} at most')
         _time(rows, workers, turns, seconds, say)
@@ -139,26 +144,12 @@ def measure(
     return rows
 
 
-@contextlib.contextmanager
-def _opened(open_worker: OpenWorker, form: Form) -> Iterator[Worker]:
-    worker = open_worker(form)
-    try:
-        yield worker
-    except UnavailableError:
-        raise
-    # Whatever a compiler or a runtime raises in this process: the others can run.
-    except Exception as error:
-        raise UnavailableError(explain(error)) from error
-    finally:
-        worker.close()
-
-
 def _prepare(
     form: Form,
     row: Row,
     eager: Ready | None,
     open_worker: OpenWorker,
-    stack: contextlib.ExitStack,
+    stack: ExitStack,
 ) -> tuple[Worker, Ready]:
     """Open a form's worker and hold its outputs to those of eager.
 
@@ -168,18 +159,22 @@ def _prepare(
     reason = why_not_installed(form.engine)
     if reason is not None:
         raise UnavailableError(reason)
-    if ENGINES[form.engine].exported:
-        with _opened(open_worker, form) as exporter:
-            exporter.export()
-    with contextlib.ExitStack() as inner:
-        worker = inner.enter_context(_opened(open_worker, form))
+    try:
+        if ENGINES[form.engine].exported:
+            with closing(open_worker(form)) as exporter:
+                exporter.export()
+        worker = stack.enter_context(closing(open_worker(form)))
         ready = worker.prepare()
-        row.ready = ready.seconds
-        if not all(np.isfinite(output).all() for output in ready.outputs):
-            raise UnavailableError('its outputs are not finite')
-        if eager is not None:
-            row.difference = _compare(ready.outputs, eager.outputs, form.setting.amp)
-        stack.push(inner.pop_all())
+    except UnavailableError:
+        raise
+    # Whatever a compiler or a runtime raises in this process: the others can run.
+    except Exception as error:
+        raise UnavailableError(explain(error)) from error
+    row.ready = ready.seconds
+    if not all(np.isfinite(output).all() for output in ready.outputs):
+        raise UnavailableError('its outputs are not finite')
+    if eager is not None:
+        row.difference = _compare(ready.outputs, eager.outputs, form.setting.amp)
     return worker, ready
 
 
@@ -238,9 +233,11 @@ def _time(
     say(f'{len(works)} forms in turns, {turns} times or more')
     times = collect_turns(works, seconds, turns)
     for number, taken in times.items():
-        if rows[number].problem is None:
-            rows[number].seconds = taken
-            rows[number].memory = workers[number].peak_memory()
+        row = rows[number]
+        if row.problem is None:
+            row.seconds = taken
+            with suppress(UnavailableError):  # it is unknown if the process is gone
+                row.memory = workers[number].peak_memory()
 
 
 # ------------------------------------------------------------------ reports

@@ -7,6 +7,7 @@ the eager model is not timed, and says so.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -129,8 +130,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f'--shape {args.shape[0]} {args.shape[1]}: images are too small')
     for option in ('json', 'markdown'):
         path = getattr(args, option)
-        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        folder = path and path.absolute().parent
+        if path and (path.is_dir() or not folder.is_dir()):
             parser.error(f'--{option} {path} is not a file in an existing folder')
+        if path and not os.access(folder, os.W_OK):
+            parser.error(f'--{option} {path}: nothing can be written to {folder}')
     return args
 
 

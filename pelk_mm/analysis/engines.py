@@ -109,9 +109,7 @@ class TorchForm:
             if not deploys:
                 raise UnavailableError(f'{kind} has no deployment form')
             if getattr(module.backbone, 'deploy', False):
-                raise UnavailableError(
-                    'the config has it in its deployment form already'
-                )
+                raise UnavailableError('the config asks for this form already')
         wanted = self.deployed == 'must' or (
             self.deployed == 'yes' and not self.setting.as_trained
         )

@@ -145,7 +145,7 @@ class Subject:
             _draw_norms(model)
         else:
             load_weights(model, self.checkpoint)
-        return wrap(revert_sync_batchnorm(model).eval(), self.predicts(cfg))
+        return wrap(revert_sync_batchnorm(model), self.predicts(cfg)).eval()
 
     def predicts(self, cfg: Config) -> bool:
         """Whether the whole of a detector is run, whose heads need its own predict."""
@@ -304,8 +304,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the tensors of a meta model stay empty
             model.load_state_dict(dict(weights))
-    except CheckpointError:
-        raise
+    except CheckpointError as error:  # of the backbone's own, without the name
+        raise CheckpointError(f'{path}: {error}') from error
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()] or ['']
         raise CheckpointError(

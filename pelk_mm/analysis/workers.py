@@ -12,6 +12,7 @@ import re
 import signal
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -258,18 +259,15 @@ def serve(connection: Connection, form: Form) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end ends this process
     os.dup2(2, 1)  # what exporters print is no part of the table
     worker = LocalWorker(form, alone=True)
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):  # the other end is gone
+        while True:
             request = connection.recv()
-        except EOFError:
-            return
-        reply: Any
-        try:
-            reply = getattr(worker, request)()
-        # Whatever a compiler or a runtime raises: the other forms can run.
-        except Exception as error:  # noqa: BLE001
-            reply = UnavailableError(explain(error))
-        connection.send(reply)
+            try:
+                reply = getattr(worker, request)()
+            # Whatever a compiler or a runtime raises: the other forms can run.
+            except Exception as error:
+                reply = UnavailableError(explain(error))
+            connection.send(reply)
 
 
 class ProcessWorker:

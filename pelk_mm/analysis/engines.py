@@ -103,18 +103,19 @@ class TorchForm:
             UnavailableError: If it has no deployment form and must.
         """
         module = self.subject.build()
-        deploys = hasattr(module.backbone, 'switch_to_deploy')
-        if self.deployed == 'must':
-            kind = type(module.backbone).__name__
-            if not deploys:
-                raise UnavailableError(f'{kind} has no deployment form')
-            if getattr(module.backbone, 'deploy', False):
-                raise UnavailableError('the config asks for this form already')
+        backbone = module.backbone
+        deploys = hasattr(backbone, 'switch_to_deploy')
+        done = getattr(backbone, 'deploy', False)
+        if self.deployed == 'must' and not deploys:
+            kind = type(backbone).__name__
+            raise UnavailableError(f'{kind} has no deployment form')
+        if self.deployed == 'must' and done:
+            raise UnavailableError('the config asks for this form already')
         wanted = self.deployed == 'must' or (
             self.deployed == 'yes' and not self.setting.as_trained
         )
-        if deploys and wanted:
-            module.backbone.switch_to_deploy()
+        if wanted and deploys and not done:
+            backbone.switch_to_deploy()
         module = module.requires_grad_(False).to(self.setting.device)
         if self.setting.channels_last:
             module = module.to(memory_format=torch.channels_last)

@@ -72,6 +72,7 @@ def test_layout_and_autocast(compute):
     assert np.abs(outputs[0] - expected[0]).max() > 0
 
 
+@pytest.mark.slow  # exports
 def test_onnxruntime(compute):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

@@ -102,7 +102,7 @@ class TorchForm:
         Raises:
             UnavailableError: If it has no deployment form and must.
         """
-        module = self.subject.build()
+        module: Any = self.subject.build()
         backbone = module.backbone
         deploys = hasattr(backbone, 'switch_to_deploy')
         done = getattr(backbone, 'deploy', False)
@@ -144,7 +144,7 @@ class Compiled(TorchForm):
 
     deployed = 'yes'
 
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """Build the module, which is compiled at its first call."""
         return torch.compile(require_static(super().module()), dynamic=False)
 

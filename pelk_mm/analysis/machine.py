@@ -73,7 +73,7 @@ def describe_machine(threads: int, device: str = 'cpu') -> dict[str, str | int]:
     """
     machine: dict[str, str | int] = {
         'processor': processor(),
-        'instruction set': ops.instruction_set(),
+        'instruction set': ops.instruction_set() or 'none',
         'threads': threads,
         'torch': torch.__version__,
     }

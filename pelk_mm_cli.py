@@ -29,6 +29,7 @@ TAKE_CONFIG = {
     'dist_train',
     'dist_test',
     'get_flops',
+    'benchmark',
     'switch_to_deploy',
     'visualize_kernels',
 }

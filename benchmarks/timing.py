@@ -6,22 +6,18 @@ two runs differ by more than most changes are worth.
 
 import argparse
 import json
-import platform
-import random
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from pelk_mm import ops
+from pelk_mm.analysis.machine import describe_machine, set_up_device
+from pelk_mm.analysis.turns import Name, collect_turns
 from pelk_mm.files import write_atomically
-from pelk_mm.ops.stopwatch import driver_version, event_seconds, triton_version
-
-Name = TypeVar('Name', bound=Hashable)
+from pelk_mm.ops.stopwatch import event_seconds
 
 
 def make_parser(description: str, threads: int | None = 2) -> argparse.ArgumentParser:
@@ -76,52 +72,11 @@ def prepare(threads: int, device: str = 'cpu') -> dict[str, str | int]:
             f'--device cuda: torch {torch.__version__} finds no NVIDIA GPU here; run '
             'it where there is one, with a torch built for CUDA, or with --device cpu'
         )
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    machine: dict[str, str | int] = {
-        'processor': processor(),
-        'instruction set': ops.instruction_set(),
-        'threads': threads,
-        'torch': torch.__version__,
-    }
-    if device == 'cuda':
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        machine |= {
-            'card': torch.cuda.get_device_name(),
-            'driver': driver_version(),
-            'triton': triton_version(),
-            'clocks': clocks(),
-        }
+    set_up_device(threads, device)
+    machine = describe_machine(threads, device)
     line = ', '.join(f'{key}: {value}' for key, value in machine.items())
     print(f'# {line}', end='\n\n', flush=True)
     return machine
-
-
-def processor() -> str:
-    """Name the processor, as far as the system tells."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(':', 1) for line in lines if ':' in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    name = fields.get('model name', platform.machine())
-    return f'{name}, model {fields.get("model", "?")}'
-
-
-def clocks() -> str:
-    """The card's clocks now and at most, as far as nvidia-smi tells."""
-    fields = ('clocks.sm', 'clocks.max.sm', 'clocks.mem', 'clocks.max.mem')
-    command = ['nvidia-smi', f'--query-gpu={",".join(fields)}', '--format=csv,noheader']
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return 'unknown'
-    told = [field.strip() for field in done.stdout.splitlines()[0].split(',')]
-    return 'SM {} of {}, memory {} of {}'.format(*told)
 
 
 def write_json(path: str, found: Any) -> None:
@@ -176,10 +131,7 @@ def median_seconds(work: Callable[[], object], device: str = 'cpu') -> float:
 def take_turns(
     works: Mapping[Name, Callable[[], float]], seconds: float = 0.0, turns: int = 3
 ) -> dict[Name, float]:
-    """Run works in turns: once beforehand, then until time is up.
-
-    Every turn has another order: what ran before leaves the cache and the threads in
-    better or worse shape.
+    """Run works in turns, see `collect_turns`.
 
     Args:
         works: What to run, by name; each returns the seconds that it took.
@@ -189,17 +141,7 @@ def take_turns(
     Returns:
         Median seconds by name.
     """
-    times: dict[Name, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-    order, shuffle = list(works), random.Random(0).shuffle
-    end = time.perf_counter() + seconds
-    done = 0
-    while time.perf_counter() < end or done < turns:
-        shuffle(order)
-        for name in order:
-            times[name].append(works[name]())
-        done += 1
+    times = collect_turns(works, seconds, turns)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -1,35 +1,27 @@
-"""Backbones to measure: named architectures, or those of config and checkpoint."""
+"""What receptive fields are measured of: a backbone, and how pixels reach it."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
-from pelk_mm.backbones import LargeKernelBackbone, PeLK, RepLKNet, SLaK
+from pelk_mm.backbones import LargeKernelBackbone, RepLKNet
 from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
-from pelk_mm.checkpoints.fit import WeightsError
-from pelk_mm.checkpoints.rules import backbone_prefixes
+from pelk_mm.checkpoints.misfit import COUNTER
 from pelk_mm.checkpoints.weights import check_tensors, select_weights
 from pelk_mm.config_types import find_framework, read_config
 
 from .counting import input_channels
+from .open_backbone import (
+    ARCHITECTURES,
+    arch_config,
+    find_architecture,
+    load_backbone,
+    random_backbone,
+)
 from .receptive_field_images import Preprocessing
-
-#: Class and ``arch`` of each architecture by the name that the tool takes.
-ARCHITECTURES: dict[str, tuple[Any, str]] = {
-    f'{cls.__name__.lower()}-{arch}': (cls, arch)
-    for cls in (PeLK, SLaK, RepLKNet)
-    for arch in cls.arch_settings
-}
 
 #: Mean and standard deviation of the pixels that RepLKNet-XL was trained with.
 _XL_PIXELS = ((127.5,) * 3, (127.5,) * 3)
@@ -52,44 +44,6 @@ class Model:
     preprocess: Preprocessing
 
 
-def find_architecture(name: str) -> str:
-    """The name of an architecture as `ARCHITECTURES` has it, given in any case.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    lower = {each.lower(): each for each in ARCHITECTURES}
-    if name.lower() in lower:
-        return lower[name.lower()]
-    close = [lower[each] for each in get_close_matches(name.lower(), lower, n=3)]
-    hint = f'did you mean {" or ".join(close)}?' if close else ''
-    raise ValueError(
-        f'there is no architecture {name!r}; '
-        + (hint or f'choose one of {", ".join(ARCHITECTURES)}')
-    )
-
-
-def _build_architecture(name: str, layer_scale: float | None) -> Model:
-    """Build the backbone of an architecture as its class does, without weights."""
-    cls, arch = ARCHITECTURES[name]
-    scaled = layer_scale is not None and cls is not RepLKNet
-    options = {'layer_scale_init_value': layer_scale} if scaled else {}
-    pixels = _XL_PIXELS if arch == 'XL' else ()
-    return Model(name, '', cls(arch, **options), Preprocessing(3, True, *pixels))
-
-
-@contextmanager
-def _without_init_log() -> Iterator[None]:
-    """Keep mmengine from printing how each parameter was initialised."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def random_model(name: str, seed: int = 0, layer_scale: float | None = None) -> Model:
     """Build an architecture with the random weights that a training starts from.
 
@@ -103,14 +57,16 @@ def random_model(name: str, seed: int = 0, layer_scale: float | None = None) -> 
         ValueError: If there is no such architecture.
     """
     name = find_architecture(name)
-    with torch.random.fork_rng(devices=[]), _without_init_log():
-        torch.manual_seed(seed)
-        model = _build_architecture(name, layer_scale)
-        model.backbone.init_weights()  # type: ignore[operator]
-    weights = f'random weights, seed {seed}'
-    if layer_scale is not None and ARCHITECTURES[name][0] is not RepLKNet:
+    cfg, weights = arch_config(name), f'random weights, seed {seed}'
+    if layer_scale is not None and cfg['type'] is not RepLKNet:
+        cfg['layer_scale_init_value'] = layer_scale
         weights += f', layer scale {layer_scale:g}'
-    return Model(name, weights, model.backbone, model.preprocess)
+    return Model(name, weights, random_backbone(cfg, seed), _pixels_of(cfg['arch']))
+
+
+def _pixels_of(arch: str) -> Preprocessing:
+    """How pixels become the inputs of a named architecture."""
+    return Preprocessing(3, True, *(_XL_PIXELS if arch == 'XL' else ()))
 
 
 def trained_model(source: str, checkpoint: str) -> Model:
@@ -125,24 +81,21 @@ def trained_model(source: str, checkpoint: str) -> Model:
         ValueError: If the config has no such backbone, its images have neither one
             channel nor three, or the weights do not fit.
     """
+    weights = Path(checkpoint)
     if source.lower() in map(str.lower, ARCHITECTURES):
+        settings = arch_config(source)
+        backbone: nn.Module = load_backbone(settings, 'backbone', weights)
         name = find_architecture(source)
-        model = _build_architecture(name, None)
+        return Model(name, weights.name, backbone, _pixels_of(settings['arch']))
+    cfg = read_config(source)
+    backbone = _build_backbone(cfg)
+    preprocess = _preprocessing(cfg, backbone)
+    if isinstance(backbone, LargeKernelBackbone):
+        settings = {**cfg.model.backbone, 'type': type(backbone)}
+        backbone = load_backbone(settings, 'backbone', weights)
     else:
-        cfg = read_config(source)
-        name = Path(source).stem
-        backbone = _build_backbone(cfg)
-        model = Model(name, '', backbone, _preprocessing(cfg, backbone))
-    try:
-        tensors = select_weights(read_checkpoint(checkpoint)).tensors
-        check_tensors(tensors)
-        _load(model.backbone, tensors)
-    except CheckpointError as error:
-        named = str(checkpoint) in str(error)
-        raise CheckpointError(
-            str(error) if named else f'{checkpoint}: {error}'
-        ) from error
-    return Model(name, Path(checkpoint).name, model.backbone, model.preprocess)
+        _load(backbone, weights)
+    return Model(Path(source).stem, weights.name, backbone, preprocess)
 
 
 def _build_backbone(cfg: Config) -> nn.Module:
@@ -191,33 +144,34 @@ def _preprocessing(cfg: Config, backbone: nn.Module) -> Preprocessing:
     )
 
 
-def _load(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load weights, all of them.
+def _load(backbone: nn.Module, checkpoint: Path) -> None:
+    """Load all weights of another package's backbone.
 
     Raises:
-        WeightsError: If a part of the backbone would stay at random.
+        CheckpointError: If the file cannot be read, or a part would stay at random.
     """
-    ours = isinstance(backbone, LargeKernelBackbone)
-    prefixes = backbone_prefixes(tensors) if ours else []
-    prefix = 'backbone.'
-    if prefix not in prefixes and not any(name.startswith(prefix) for name in tensors):
-        prefix = prefixes[0] if prefixes else ''
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    content = read_checkpoint(checkpoint)
     try:
-        # Ours check what is loaded, and what may be missing, by a hook of their own.
+        tensors = select_weights(content).tensors
+        check_tensors(tensors)
+        inside = any(name.startswith('backbone.') for name in tensors)
+        prefix = 'backbone.' if inside else ''
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
         missing, _ = backbone.load_state_dict(weights, strict=False)
-    except WeightsError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
     except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise WeightsError(f'does not fit the backbone: {lines[-1].strip()}') from error
-    missing = [name for name in missing if 'num_batches_tracked' not in name]
-    if missing and not ours:
-        raise WeightsError(
-            f'lacks {len(missing)} tensors of the backbone, a '
+        line = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(
+            f'{checkpoint}: does not fit the backbone: {line}'
+        ) from error
+    missing = [name for name in missing if COUNTER not in name]
+    if missing:
+        raise CheckpointError(
+            f'{checkpoint}: lacks {len(missing)} tensors of the backbone, a '
             f'{type(backbone).__name__}: {", ".join(missing[:3])}'
         )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pelk_mm.analysis.kernel_pictures import choose_blocks, draw_stage, write_pages
-from pelk_mm.analysis.stage_kernels import random_backbone, stage_kernels
+from pelk_mm.analysis.open_backbone import random_backbone
+from pelk_mm.analysis.stage_kernels import stage_kernels
 from pelk_mm.layers import make_sharing_grid
 
 SIZES = dict(channels=[8, 16], depths=[1, 4], kernel_sizes=[11, 9], small_kernel=3)

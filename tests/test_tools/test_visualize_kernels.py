@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import visualize_kernels as tool
-from pelk_mm.analysis.stage_kernels import random_backbone
+from pelk_mm.analysis.open_backbone import random_backbone
 from pelk_mm.backbones import PeLK
 
 ARCH = dict(channels=[8, 16], depths=[1, 2], kernel_sizes=[9, 7], central_radius=1)

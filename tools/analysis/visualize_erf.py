@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
 
 def find_config(name: str) -> str:
     """Path of a config, which may be the name of one of ours, or a name of an arch."""
-    from pelk_mm.analysis.receptive_field_models import ARCHITECTURES
+    from pelk_mm.analysis.open_backbone import ARCHITECTURES
     from pelk_mm_cli import config_path
 
     path = Path(name)
@@ -178,12 +178,9 @@ def measure_model(
 
 def run(args: argparse.Namespace) -> None:
     """Measure all models and write the results."""
+    from pelk_mm.analysis.open_backbone import find_architecture
     from pelk_mm.analysis.receptive_field_images import draw_pictures, find_pictures
-    from pelk_mm.analysis.receptive_field_models import (
-        find_architecture,
-        random_model,
-        trained_model,
-    )
+    from pelk_mm.analysis.receptive_field_models import random_model, trained_model
     from pelk_mm.analysis.receptive_field_picture import (
         Measured,
         as_json,

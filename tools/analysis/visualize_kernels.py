@@ -79,13 +79,13 @@ def main() -> None:
     args = parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
     from pelk_mm.analysis.kernel_pictures import draw_stage, write_pages
-    from pelk_mm.analysis.stage_kernels import (
+    from pelk_mm.analysis.open_backbone import (
         arch_config,
         find_backbone,
         load_backbone,
         random_backbone,
-        stage_kernels,
     )
+    from pelk_mm.analysis.stage_kernels import stage_kernels
     from pelk_mm.checkpoints.files import write_output
     from pelk_mm.config_types import read_config
 

@@ -199,7 +199,7 @@ def _wrapped(model: Model) -> nn.Module:
 
 
 def _inputs(model: Model, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-    """What the model is given for an image, and the height and width without padding."""
+    """What the model is given for an image, and its size without padding."""
     inferencer: Any = model.inferencer
     try:
         batch = inferencer.collate_fn([inferencer.pipeline(image)])

@@ -1,4 +1,4 @@
-"""Pictures of predictions: colours over the image, and a legend of the classes there."""
+"""Pictures of predictions: colours over the image and a legend of the classes there."""
 
 from collections.abc import Sequence
 from functools import cache

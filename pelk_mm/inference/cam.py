@@ -72,7 +72,7 @@ def list_layers(model: Model, image: np.ndarray) -> list[LayerMaps]:
     """
     inputs, _ = _inputs(model, image)
     return [
-        LayerMaps(name, type(module).__name__, tuple(maps.shape[1:]))
+        LayerMaps(name, type(module).__name__, (maps.shape[1], *maps.shape[2:]))
         for name, (module, calls) in _record(model, inputs).items()
         if isinstance(maps := _single_map(module, calls), Tensor)
     ]
@@ -173,9 +173,9 @@ def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 class _Logits(nn.Module):
     """A segmenter as a function of the image that returns its logits."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of (N, C, h, w) for normalised images of (N, 3, H, W)."""
@@ -185,9 +185,9 @@ class _Logits(nn.Module):
 class _Features(nn.Module):
     """The backbone and neck of a detector, as a function that returns one tensor."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Means of the first feature map, (N, C), which nothing is read from."""

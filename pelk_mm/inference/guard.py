@@ -1,16 +1,20 @@
 """What a request to the page may ask for: its own files, its own host, a bounded body.
 
 gradio itself would fetch an address that a client gives it as the path of a file, and
-bounds the size of each file but not their number. This stands before it.
+bounds the size of each file but not of all together. This stands before it.
 """
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 #: Most bytes of a request that is not an upload: events with their coordinates.
 MAX_EVENT = 1 << 20
+#: Most bytes that uploads and pictures may take together.
+MAX_FOLDER = 1 << 30
 #: What an upload may be larger than its file: the parts' headers.
 _MARGIN = 1 << 16
 
@@ -40,15 +44,21 @@ class Guard:
     Args:
         app: The application behind it.
         max_bytes: Largest uploaded file.
+        folder: Where uploads are kept.
         hosts: Names that the ``Host`` header may have, against pages elsewhere whose
             name leads here (DNS rebinding); None for any.
     """
 
     def __init__(
-        self, app: App, max_bytes: int, hosts: tuple[str, ...] | None = None
+        self,
+        app: App,
+        max_bytes: int,
+        folder: str | Path,
+        hosts: tuple[str, ...] | None = None,
     ) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.folder = Path(folder)
         self.hosts = hosts
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -95,7 +105,18 @@ class Guard:
         most = self.max_bytes + _MARGIN if upload else MAX_EVENT
         if int(length) > most:
             return 413, f'at most {most >> 10} KB are accepted'
+        if upload and _size(self.folder) + int(length) > MAX_FOLDER:
+            return 507, 'too many uploads are kept; try again in half an hour'
         return None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, some of which may go meanwhile."""
+    total = 0
+    for path in folder.rglob('*'):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _is_event(scope: Message, headers: dict[bytes, str]) -> bool:

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import mmcv
@@ -43,17 +44,25 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
     Returns:
         None where Pillow does not know the format.
     """
-    opened = _open_header(Path(path))
-    return opened and opened[0]
+    header = _open_header(Path(path))
+    return header and header.size
 
 
-def _open_header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Size and mode of an image file, of its header alone."""
+class _Header(NamedTuple):
+    """What Pillow says of an image file before decoding it."""
+
+    size: tuple[int, int]
+    mode: str
+    format: str | None
+
+
+def _open_header(path: Path) -> _Header | None:
+    """Read the header of an image file; None where Pillow does not know the format."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of many pixels, which the caller counts
             with Image.open(path) as image:
-                return image.size, image.mode
+                return _Header(image.size, image.mode, image.format)
     except Image.DecompressionBombError as error:
         raise ImageError(f'{path.name} {first_line(error)}') from error
     except Exception:  # whatever a parser raises at meaningless bytes
@@ -88,7 +97,8 @@ def read_image(
     if not content:
         raise ImageError(f'{path} is empty')
     header = _open_header(path)
-    if header is not None and header[1] in _WIDE_MODES and path.suffix != '.png':
+    # A PNG has 16 bits at most, whatever Pillow opens it as.
+    if header and header.mode in _WIDE_MODES and header.format != 'PNG':
         raise ImageError(
             f'{path} holds numbers of more than 16 bits or fractions, not colours; '
             'save it as an 8-bit image'

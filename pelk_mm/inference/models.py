@@ -85,8 +85,8 @@ class Model:
         self.notices = list(notices)
 
     @property
-    def model(self) -> nn.Module:
-        """The segmenter or detector itself."""
+    def model(self) -> Any:
+        """The segmenter or detector itself, a module."""
         return self.inferencer.model
 
     @property
@@ -184,11 +184,10 @@ def open_model(
         notices.append(
             f'neither {checkpoint} nor {config} has class names; classes are numbered'
         )
-    model = Model(inferencer, framework, data, notices)
     # What mm's inferencers fall back on are the names of Cityscapes and COCO.
-    model.model.dataset_meta = data or {'classes': [], 'palette': 'random'}
-    inferencer.visualizer.dataset_meta = model.model.dataset_meta
-    return model
+    inferencer.model.dataset_meta = data or {'classes': [], 'palette': 'random'}
+    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
+    return Model(inferencer, framework, data, notices)
 
 
 def dataset_meta(
@@ -279,7 +278,7 @@ def _prepare(cfg: Config, framework: str, config: str | Path) -> None:
             f'{config} has no test_dataloader with a pipeline, which images pass '
             'through; inherit a data set of configs/_base_ or add one'
         )
-    for step in dataset.pipeline:  # as mm's inferencers look them up
+    for step in dataset['pipeline']:  # as mm's inferencers look them up
         if type_name(step['type']) in ('LoadImageFromFile', 'LoadAnnotations'):
             step.type = type_name(step['type'])
     cfg.test_dataloader.dataset = dataset

@@ -110,8 +110,8 @@ def paint_segmentation(
     picture = cv2.resize(to_rgb(image), size, interpolation=cv2.INTER_CUBIC)
     indices, positions = np.unique(labels, return_inverse=True)
     colours = np.array([model.colour(int(i)) for i in indices], np.uint8)
-    painted = colours[positions.reshape(labels.shape)]
-    painted = cv2.resize(painted, size, interpolation=cv2.INTER_NEAREST)
+    map_of_colours = colours[positions.reshape(labels.shape)]
+    painted = cv2.resize(map_of_colours, size, interpolation=cv2.INTER_NEAREST)
     return cv2.addWeighted(painted, opacity, picture, 1 - opacity, 0)
 
 

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -93,12 +94,8 @@ class Shown(NamedTuple):
 
 def require_gradio() -> None:
     """Raise a `PageError` if gradio is not installed."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise PageError(
-            f'the page needs gradio; run `{install_command("app")}`'
-        ) from error
+    if find_spec('gradio') is None:
+        raise PageError(f'the page needs gradio; run `{install_command("app")}`')
 
 
 def read_upload(model: Model, path: str) -> tuple[np.ndarray, str]:
@@ -232,7 +229,7 @@ def build_page(models: Sequence[Model], names: Sequence[str]) -> Any:
         problem = gr.HTML('', elem_id='problem')
         with gr.Row():
             with gr.Column(scale=2):
-                source = gr.Image(
+                source: Any = gr.Image(
                     label='Image',
                     type='filepath',
                     sources=['upload', 'clipboard'],
@@ -274,7 +271,7 @@ def build_page(models: Sequence[Model], names: Sequence[str]) -> Any:
                     gr.Markdown(html.escape(notice))
         pointer = gr.HTML('', js_on_load=_FOLLOW_POINTER, elem_id='pointer')
 
-        once = dict(
+        once: dict[str, Any] = dict(
             concurrency_limit=1,
             concurrency_id='models',
             show_progress_on=overlays,
@@ -282,7 +279,9 @@ def build_page(models: Sequence[Model], names: Sequence[str]) -> Any:
         )
         for event in (source.change, threshold.release):
             event(predict, [source, threshold], outputs, **once)
-        light = dict(queue=False, show_progress='hidden', api_name=False)
+        light: dict[str, Any] = dict(
+            queue=False, show_progress='hidden', api_name=False
+        )
         pointer.move(follow, tops, labels, trigger_mode='always_last', **light)
     return page
 
@@ -343,42 +342,40 @@ def serve(
     """
     port = require_port(host, port)
     folder_before = tempfile.tempdir
-    environment = {
-        name: os.environ.get(name)
-        for name in (
-            'GRADIO_TEMP_DIR',
-            'GRADIO_ANALYTICS_ENABLED',
-            'GRADIO_ALLOWED_PATHS',
-        )
-    }
-    with TemporaryDirectory(prefix='pelk_mm_app_') as folder:
+    own = {
         # gradio reads them when it is imported, and when a page is built.
-        os.environ['GRADIO_TEMP_DIR'] = folder
-        os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-        os.environ.pop('GRADIO_ALLOWED_PATHS', None)
+        'GRADIO_ANALYTICS_ENABLED': 'False',
+        'GRADIO_ALLOWED_PATHS': '',
+        # It asks its own server whether it is there, which no proxy can know.
+        'no_proxy': ','.join([os.environ.get('no_proxy', ''), host, *_LOOPBACK]),
+    }
+    before = {name: os.environ.get(name) for name in (*own, 'GRADIO_TEMP_DIR')}
+    with TemporaryDirectory(prefix='pelk_mm_app_') as folder:
+        os.environ.update(own, GRADIO_TEMP_DIR=folder)
         tempfile.tempdir = folder  # of uploads that have not come completely
         try:
             require_gradio()
             page = build_page(models, names)
             try:
-                yield _launch(page, host, port, max_mb)
+                yield _launch(page, host, port, max_mb, folder)
             finally:
                 page.close(verbose=False)
         finally:
             tempfile.tempdir = folder_before
-            for name, value in environment.items():
+            for name, value in before.items():
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
 
 
-def _launch(page: Any, host: str, port: int, max_mb: float) -> str:
+def _launch(page: Any, host: str, port: int, max_mb: float, folder: str) -> str:
     """Start the server of a page in a thread; returns its address."""
     import gradio as gr
     from starlette.middleware import Middleware
 
     max_bytes = round(max_mb * 2**20)
     hosts = (*_LOOPBACK, '[::1]') if host in _LOOPBACK else None
+    guard = Middleware(Guard, max_bytes=max_bytes, folder=folder, hosts=hosts)
     page.queue(max_size=SESSIONS)
     _, url, _ = page.launch(
         server_name=f'[{host}]' if ':' in host else host,
@@ -393,9 +390,7 @@ def _launch(page: Any, host: str, port: int, max_mb: float) -> str:
         max_file_size=max_bytes,
         state_session_capacity=SESSIONS,
         allowed_paths=[],
-        app_kwargs=dict(
-            middleware=[Middleware(Guard, max_bytes=max_bytes, hosts=hosts)]
-        ),
+        app_kwargs=dict(middleware=[guard]),
         # Of fonts that gradio would have from the network, none.
         theme=gr.themes.Default(
             font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pelk_mm.inference import guard
 from pelk_mm.inference.guard import MAX_EVENT, Guard
 
 MAX_BYTES = 2 << 20
@@ -45,15 +46,22 @@ async def echo(scope, receive, send):
     await send(dict(type='http.response.body', body=body))
 
 
-def ask(path='/', method='GET', body=b'', hosts=('localhost', '127.0.0.1'), **headers):
+def ask(
+    path='/',
+    method='GET',
+    body=b'',
+    hosts=('localhost', '127.0.0.1'),
+    folder='no folder',
+    **headers,
+):
     headers = {
         'host': 'localhost:7860',
         **{k.replace('_', '-'): v for k, v in headers.items()},
     }
     if method == 'POST':
         headers.setdefault('content-length', str(len(body)))
-    guard = Guard(echo, MAX_BYTES, hosts)
-    start, answer = asyncio.run(_call(guard, method, path, body, headers))
+    before = Guard(echo, MAX_BYTES, folder, hosts)
+    start, answer = asyncio.run(_call(before, method, path, body, headers))
     return start['status'], answer['body'], dict(start['headers'])
 
 
@@ -119,3 +127,13 @@ def test_bodies_are_bounded():
 def test_hosts(host, status):
     assert ask(host=host)[0] == status
     assert ask(host=host, hosts=None)[0] == 200
+
+
+def test_all_uploads_together_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, 'MAX_FOLDER', 1000)
+    upload = dict(content_type='multipart/form-data; boundary=x', folder=tmp_path)
+    assert ask('/upload', 'POST', b'x' * 300, **upload)[0] == 200
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'sub' / 'a.png').write_bytes(b'x' * 800)
+    status, answer, _ = ask('/upload', 'POST', b'x' * 300, **upload)
+    assert (status, answer[:8]) == (507, b'too many')

@@ -60,7 +60,7 @@ def test_small_images_are_enlarged_by_a_whole_factor(segmenter, image):
     assert np.abs(centres - (colours + image[..., ::-1]) / 2).max() < 40
 
 
-@pytest.mark.parametrize('count', [0, 1, 5, 40, 150])
+@pytest.mark.parametrize('count', [0, 1, 5, 150])
 @pytest.mark.parametrize('shape', [(480, 640), (60, 512), (512, 20)])
 def test_every_line_has_a_place(count, shape):
     picture = np.full((*shape, 3), 77, np.uint8)
@@ -71,8 +71,8 @@ def test_every_line_has_a_place(count, shape):
     assert (result[:height, :width] == 77).all()
     legend = result[:, width:]
     assert legend.shape[0] >= height
-    found = {tuple(colour) for colour in legend.reshape(-1, 3).tolist()}
-    assert set(colours) <= found
+    codes = np.unique(legend.reshape(-1, 3).astype(int) @ (65536, 256, 1))
+    assert {r * 65536 + g * 256 + b for r, g, b in colours} <= set(codes.tolist())
     # A margin of white all round: nothing is cut off.
     assert (legend[-3:] == 255).all()
     assert (legend[:, -3:] == 255).all()

@@ -309,11 +309,11 @@ def _grad_cam(
     if logits.shape[0] == 1:
         channel, mask = 0, mask if category else -mask
     target = SemanticSegmentationTarget(channel, mask.cpu().numpy())
-    target.mask = mask.to(inputs.device)  # it would choose the GPU wherever one is
     with (
         _parameters_without_gradients(wrapped),
-        GradCAM(wrapped, [module], reshape, compute_input_gradient=True) as cam,
+        GradCAM(wrapped, [module], reshape) as cam,
     ):
+        cam.compute_input_gradient = True  # and so those of the maps
         heat = cam(inputs, [target])[0]
     return heat, f'Grad-CAM of {name}'
 

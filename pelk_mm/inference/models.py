@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
@@ -296,7 +298,7 @@ def _build(
 ) -> Any:
     """The framework's inferencer for a config and a checkpoint."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_log_warnings():
             warnings.simplefilter('ignore')  # about losses, names and colours
             apis = import_module(f'{framework}.apis')
             inferencer = getattr(apis, INFERENCERS[framework][0])(
@@ -310,6 +312,18 @@ def _build(
         ) from error
     inferencer.show_progress = False  # a bar for each image
     return inferencer
+
+
+@contextmanager
+def _without_log_warnings() -> Iterator[None]:
+    """Leave out what mmengine logs of a registry that its inferencers look in."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _require_weights(

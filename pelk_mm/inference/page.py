@@ -62,7 +62,7 @@ const follow = (event) => {
     const y = (event.clientY - box.top - box.height / 2) / (scale * height) + 0.5;
     if (x >= 0 && x < 1 && y >= 0 && y < 1) {
       last = now;
-      trigger('move', { x: x, y: y });
+      trigger('select', { x: x, y: y });
       return;
     }
   }
@@ -282,7 +282,7 @@ def build_page(models: Sequence[Model], names: Sequence[str]) -> Any:
         light: dict[str, Any] = dict(
             queue=False, show_progress='hidden', api_name=False
         )
-        pointer.move(follow, tops, labels, trigger_mode='always_last', **light)
+        pointer.select(follow, tops, labels, trigger_mode='always_last', **light)
     return page
 
 

@@ -18,8 +18,8 @@ MAX_FOLDER = 1 << 30
 #: What an upload may be larger than its file: the parts' headers.
 _MARGIN = 1 << 16
 
-#: Parts of paths that only lead to other servers or to programs that are not used.
-_REFUSED = ('proxy=', 'process_recording', 'monitoring', '/mcp', 'file=http')
+#: How routes begin that lead to other servers or to what the page does not use.
+_REFUSED = ('file=http', 'proxy=', 'process_recording', 'monitoring', 'mcp')
 
 #: What a browser may load, as CSP says it: nothing from another host.
 _POLICY = (
@@ -93,8 +93,8 @@ class Guard:
         host = headers.get(b'host', '').rpartition(':')[0] or headers.get(b'host', '')
         if self.hosts is not None and host.lower() not in self.hosts:
             return 400, f'this page is not at {host[:100]!r}'
-        path = unquote(scope['path']).lower()
-        if any(part in path for part in _REFUSED):
+        route = unquote(scope['path']).lower().lstrip('/').removeprefix('gradio_api/')
+        if route.startswith(_REFUSED):
             return 403, 'there is no such file'
         if scope['method'] != 'POST':
             return None

@@ -93,6 +93,11 @@ def test_other_servers_are_not_asked(path):
     assert ask(path)[0] == 403
 
 
+def test_files_may_have_any_name():
+    for name in ('monitoring.png', 'proxy=a.png', 'file=http.png', 'mcp/a.png'):
+        assert ask(f'/gradio_api/file=/tmp/folder/{name}')[0] == 200
+
+
 def test_events_pass_unchanged():
     body = event('/tmp/folder/a.png') + b' ' * 500
     status, answer, _ = ask('/gradio_api/queue/join', 'POST', body)

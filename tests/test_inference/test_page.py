@@ -65,6 +65,15 @@ def test_image(client, segmenter, image, segmenter_files):
     assert len(others) == 2 + 5  # the second model's are there too
 
 
+@pytest.mark.parametrize('name', ['größe 1 #2%20.png', 'picture', '写真.jpeg', '.png'])
+def test_names_of_uploads_do_not_matter(client, segmenter_files, name):
+    content = (segmenter_files / 'image.png').read_bytes()
+    (path,) = upload(client, content, name).json()
+    problem, picture, *_ = predict(client, path)
+    assert problem == ''
+    assert picture
+
+
 @pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG\r\n\x1a\n' + b'x' * 50])
 def test_what_is_no_image_is_said_in_the_page(client, content):
     (path,) = upload(client, content).json()

@@ -26,6 +26,8 @@ from .overlay import enlargement
 
 #: Share of the heat in a pixel of the picture.
 HEAT_OPACITY = 0.5
+#: Colours of the most and the least heat.
+HOT, COLD = (128, 0, 0), (0, 0, 128)
 
 #: Modules whose maps have the channels last, as those of ConvNeXt's blocks.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
@@ -110,7 +112,9 @@ def require_category(model: Model, name: str) -> int:
     if not model.classes and name.isdecimal():
         return int(name)
     close = get_close_matches(name, model.classes, n=3)
-    hint = f'did you mean {" or ".join(close)}?' if close else 'its legend has some'
+    hint = f'did you mean {" or ".join(close)}?' if close else 'give its number'
+    if model.classes and not close:
+        hint = f'it has {", ".join(model.classes[:5])}, ...'
     raise InferenceError(f'the model has no class {name!r}; {hint}')
 
 
@@ -148,7 +152,7 @@ def class_activation(
         heat, what = _eigen_cam(model, module, inputs, reshape)
     heat = heat[: shape[0], : shape[1]]  # without the padding of the batch
     size = (image.shape[1], image.shape[0])
-    return cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR), f'{what} at {layer}'
+    return cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR), what
 
 
 def paint_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ OPACITY = 0.5
 MIN_SIDE = 512
 
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
-_MAX_NAME = 32
+_MAX_NAME = 48
 #: Width of names and values in a legend of fixed size, in heights of its letters.
 _FIXED_WIDTH = 18
 

@@ -13,6 +13,8 @@ from pelk_mm.conversion.report import show_progress
 from pelk_mm.files import write_atomically
 
 from .cam import (
+    COLD,
+    HOT,
     class_activation,
     list_layers,
     paint_heat,
@@ -92,7 +94,10 @@ def show_images(
             written.append(result)
             if cam is not None and cam_result is not None:
                 heat, what = class_activation(model, image, *cam)
-                lines = [Entry(what, (215, 25, 28), '')]
+                lines = [
+                    Entry(what, HOT, 'most'),
+                    Entry(f'at {cam.layer}', COLD, 'least'),
+                ]
                 heated = add_legend(paint_heat(image, heat), lines)
                 _write(cam_result, encode_png(heated))
                 written.append(cam_result)

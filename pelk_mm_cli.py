@@ -7,6 +7,7 @@ of tools, the usage of one, and the error of a wrong command line should not wai
 import ast
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -18,11 +19,11 @@ PACKAGE = Path(__file__).resolve().parent / 'pelk_mm'
 
 USAGE = """usage: pelk-mm TOOL [ARGUMENT ...]
 
-`pelk-mm TOOL --help` explains a tool. Where a tool takes a CONFIG first, that may also
-be the name of one of pelk_mm's own, such as upernet_pelk_t_ade20k.
+`pelk-mm TOOL --help` explains a tool. Where a tool takes a CONFIG, that may also be the
+name of one of pelk_mm's own, such as upernet_pelk_t_ade20k.
 """
 
-#: Tools whose first argument is a config.
+#: Tools whose first argument is a config. Others have `config_argument` as its type.
 TAKE_CONFIG = {
     'train',
     'test',
@@ -77,6 +78,30 @@ def config_path(name: str) -> Path:
     return path
 
 
+def resolve_config(argument: str) -> str:
+    """Replace the name of one of our configs by its path; leave anything else.
+
+    Raises:
+        FileNotFoundError: If a bare name is neither a file's nor a config's.
+    """
+    # Of a path that does not exist the tool itself complains.
+    if argument.startswith('-') or '/' in argument or Path(argument).is_file():
+        return argument
+    return str(config_path(argument))
+
+
+def config_argument(argument: str) -> str:
+    """Type of an argparse argument, wherever it stands: a config's path or its name.
+
+    Raises:
+        argparse.ArgumentTypeError: If a bare name is neither a file's nor a config's.
+    """
+    try:
+        return resolve_config(argument)
+    except FileNotFoundError as error:
+        raise ArgumentTypeError(error) from error
+
+
 def find_tools() -> dict[str, Path]:
     """Scripts of ``tools`` and ``tools/analysis`` by name, in alphabetical order."""
     folder = files_root() / 'tools'
@@ -98,8 +123,8 @@ def list_tools() -> str:
     return '\n'.join([USAGE, *lines])
 
 
-def resolve_config(tool: str, arguments: Sequence[str]) -> list[str]:
-    """Replace the name of one of our configs, where a tool takes one, by its path.
+def resolve_configs(tool: str, arguments: Sequence[str]) -> list[str]:
+    """Replace the name of a config of ours, where a tool takes one first, by its path.
 
     Raises:
         FileNotFoundError: If a bare name is neither a file's nor a config's.
@@ -107,10 +132,7 @@ def resolve_config(tool: str, arguments: Sequence[str]) -> list[str]:
     if tool not in TAKE_CONFIG or not arguments:
         return list(arguments)
     first, *others = arguments
-    # Of a path that does not exist the tool itself complains.
-    if first.startswith('-') or '/' in first or Path(first).is_file():
-        return list(arguments)
-    return [str(config_path(first)), *others]
+    return [resolve_config(first), *others]
 
 
 def run_script(path: Path, arguments: Sequence[str], prog: str) -> None:
@@ -146,7 +168,7 @@ def main() -> None:
         _fail(f'pelk-mm: there is no tool {name!r}; {hint}')
     prog = f'pelk-mm {name}'
     try:
-        arguments = resolve_config(name, arguments)
+        arguments = resolve_configs(name, arguments)
     except FileNotFoundError as error:
         _fail(f'{prog}: {error}')
     if tools[name].suffix == '.sh':

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from pelk_mm_cli import run_script
+import pelk_mm  # noqa: F401 - registers the backbones
 
 # The same examples in every run: a suite that passed passes again.
 settings.register_profile('repeatable', derandomize=True, database=None, deadline=None)
@@ -277,3 +280,53 @@ def narrowed(cfg, name, work_dir):
 def narrow():
     """Function that makes a config train a narrow model: config, name, folder."""
     return narrowed
+
+
+#: A segmenter of four classes, small enough to predict in milliseconds.
+SEGMENTER_CONFIG = """
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3,
+        bgr_to_rgb=True, size=(64, 64)),
+    backbone=dict(
+        type='PeLK',
+        arch=dict(channels=[8, 12, 16, 24], depths=[1, 1, 1, 1],
+                  kernel_sizes=[13, 11, 9, 7], central_radius=2)),
+    decode_head=dict(
+        type='FCNHead', in_channels=24, in_index=3, channels=8, num_convs=1,
+        concat_input=False, num_classes=4, norm_cfg=norm_cfg),
+    test_cfg=dict(mode='whole'))
+test_dataloader = dict(dataset=dict(
+    type='BaseSegDataset', data_root='nowhere',
+    metainfo=dict(classes=('a', 'b', 'c', 'd')),
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+              dict(type='PackSegInputs')]))
+"""
+
+
+@pytest.fixture(scope='session')
+def segmenter_files(tmp_path_factory):
+    """Folder of a segmenter's config, its checkpoints and an image.
+
+    ``segmenter.py``; ``segmenter.pth`` with class names and colours, ``nameless.pth``
+    without; ``image.png`` of 96 x 64 pixels, in which it finds several classes.
+    """
+    folder = tmp_path_factory.mktemp('segmenter')
+    (folder / 'segmenter.py').write_text(SEGMENTER_CONFIG)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(Config.fromfile(folder / 'segmenter.py').model)
+    with torch.no_grad():
+        model.decode_head.conv_seg.weight.mul_(60)
+    weights = model.state_dict()
+    names = ('ground', 'sky', 'tree & <b>bush</b>', 'boat')
+    palette = [(120, 90, 40), (90, 150, 230), (40, 140, 60), (200, 60, 50)]
+    meta = dict(dataset_meta=dict(classes=names, palette=palette))
+    torch.save(dict(meta=meta, state_dict=weights), folder / 'segmenter.pth')
+    torch.save(dict(state_dict=weights), folder / 'nameless.pth')
+    grid = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = cv2.resize(grid, (96, 64), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(folder / 'image.png'), image)
+    return folder

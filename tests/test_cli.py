@@ -13,7 +13,7 @@ from pelk_mm_cli import (
     find_tools,
     list_tools,
     main,
-    resolve_config,
+    resolve_configs,
     run_script,
     summarize,
 )
@@ -60,13 +60,13 @@ def test_unknown_tool(name, hint, pelk_mm):
 def test_names_of_configs_become_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, others = CONFIG.stem, ['--work-dir', CONFIG.stem]
-    assert resolve_config('train', [name, *others]) == [str(CONFIG), *others]
-    assert resolve_config('test', [f'{name}.py']) == [str(CONFIG)]
-    assert resolve_config('convert_checkpoint', [name]) == [name]
+    assert resolve_configs('train', [name, *others]) == [str(CONFIG), *others]
+    assert resolve_configs('test', [f'{name}.py']) == [str(CONFIG)]
+    assert resolve_configs('convert_checkpoint', [name]) == [name]
     for arguments in ([], ['--help'], ['gone/config.py']):
-        assert resolve_config('train', arguments) == arguments
+        assert resolve_configs('train', arguments) == arguments
     (tmp_path / name).touch()  # a file comes first
-    assert resolve_config('train', [name]) == [name]
+    assert resolve_configs('train', [name]) == [name]
 
 
 def test_unknown_config(pelk_mm):
@@ -123,6 +123,9 @@ def test_usage_and_wrong_arguments_do_not_wait_for_torch(tmp_path):
         ([], 0),
         (['no_tool'], 2),
         (['convert_checkpoint', '--help'], 0),
+        (['image_demo', '--help'], 0),
+        (['app', '--help'], 0),
+        (['app', CONFIG.stem], 2),
         (['config', CONFIG.stem], 0),
         (['train', 'no_config'], 2),
         (['convert_checkpoint'], 2),

@@ -207,7 +207,7 @@ def chosen(backend: Backend) -> str:
             problem = make_problem(*case, dtype, machine.device)
             if reason is None and math.isfinite(backend.cost(problem, ('forward',))):
                 return 'where no other can'
-    return 'where timed alone'
+    return 'only where timed'
 
 
 def recorded(backend: Backend, reasons: Reasons, symbolic: bool, onnx: bool) -> str:

@@ -174,8 +174,9 @@ def accepted(backend: Backend, names: Sequence[str], axis: int) -> str:
     refused = set()
     for machine, dtype in itertools.product(MACHINES, DTYPES):
         found = answers(backend, machine, dtype)
-        if None in found.values():
-            refused |= {case[axis] for case, reason in found.items() if reason}
+        able = {case[axis] for case, reason in found.items() if reason is None}
+        if able:
+            refused |= set(names) - able
     left = [name for name in names if name not in refused]
     return 'all' if len(left) == len(names) else ', '.join(left) or NO
 

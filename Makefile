@@ -1,12 +1,15 @@
 # make demo: train and evaluate on drawn scenes.  make test: lint and test.
-# Both set up what they need. PYTHON and TORCH choose the interpreter and the torch;
+# make docs: build the site into site/.  All set up what they need.
+# PYTHON and TORCH choose the interpreter and the torch;
 # STACK=onedl the maintained forks of the OpenMMLab packages, in an environment of its own.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 STACK ?= openmmlab
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
+# The variable silences an advertisement of the theme.
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
-.PHONY: demo test env clean
+.PHONY: demo test docs env clean
 
 demo: env
 	$(VENV)/bin/python demo/demo.py
@@ -15,10 +18,14 @@ test: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m mypy
+	$(BUILD_SITE)
 	$(VENV)/bin/python -m pytest -n 2
+
+docs: env
+	$(BUILD_SITE)
 
 env:
 	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)' --stack '$(STACK)'
 
 clean:
-	rm -rf $(VENV) build work_dirs
+	rm -rf $(VENV) build site work_dirs

@@ -216,16 +216,16 @@ def draw_curves(scalars: Path, constant_miou: float, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_example(
-    example: Example,
+def draw_examples(
+    examples: Sequence[Example],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     path: Path,
 ) -> None:
-    """Draw an image, its ground truth and the prediction side by side.
+    """Draw images, each with its ground truth and the prediction next to it.
 
     Args:
-        example: The image.
+        examples: The images, one per row.
         classes: Name of each class.
         palette: Colour of each class, red, green, blue.
         path: The PNG to write.
@@ -233,23 +233,25 @@ def draw_example(
     names = dict(enumerate(classes)) | {IGNORED: 'unlabelled'}
     colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
     colours[: len(palette)] = palette
-    image = cv2.imread(str(example.path))[..., ::-1]
-    panels = (
-        (f'Input: {example.path.name}', image, 'bicubic'),
-        ('Ground truth', _paint(example.ground_truth, colours), None),
-        (
-            f'Prediction: {example.accuracy:.1f} % of the pixels correct',
-            _paint(example.prediction, colours),
-            None,
-        ),
-    )
-    figure = Figure(figsize=(12, 4), layout='constrained')
-    for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
-        title, pixels, interpolation = panel
-        axes.imshow(pixels, interpolation=interpolation)
-        axes.set_title(title, color=_TEXT, fontsize=13)
-        axes.axis('off')
-    shown = np.union1d(example.ground_truth, example.prediction).tolist()
+    figure = Figure(figsize=(12, 3.35 * len(examples) + 0.65), layout='constrained')
+    grid = figure.subplots(len(examples), 3, squeeze=False)
+    for example, row in zip(examples, grid, strict=True):
+        image = cv2.imread(str(example.path))[..., ::-1]
+        panels = (
+            (f'Input: {example.path.name}', image, 'bicubic'),
+            ('Ground truth', _paint(example.ground_truth, colours), None),
+            (
+                f'Prediction: {example.accuracy:.1f} % of the pixels correct',
+                _paint(example.prediction, colours),
+                None,
+            ),
+        )
+        for axes, (title, pixels, interpolation) in zip(row, panels, strict=True):
+            axes.imshow(pixels, interpolation=interpolation)
+            axes.set_title(title, color=_TEXT, fontsize=13)
+            axes.axis('off')
+    maps = [labels for e in examples for labels in (e.ground_truth, e.prediction)]
+    shown = sorted(set().union(*(np.unique(labels).tolist() for labels in maps)))
     rows = -(-len(shown) // 9)
     figure.legend(
         handles=[

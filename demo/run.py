@@ -16,7 +16,7 @@ from pelk_mm.files import write_atomically
 from report import (
     commonest_class,
     draw_curves,
-    draw_example,
+    draw_examples,
     evaluate,
     write_scores,
 )
@@ -25,6 +25,7 @@ from scenes import write_dataset
 MARK = 'demo.json'  # tells a folder of ours from other people's
 DATA = 'data/ADEChallengeData2016'
 EXAMPLES = 6
+SHOWN_TOGETHER = 3
 COUNTS = dict(training=480, validation=60)
 
 
@@ -49,7 +50,7 @@ def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
     with write_atomically(folder / MARK) as temporary:
         temporary.write_text(json.dumps(dict(settings), indent=2) + '\n')
     shutil.rmtree(folder / 'training', ignore_errors=True)
-    for name in ('scores.*', 'curves.png', 'example_*.png'):
+    for name in ('scores.*', 'curves.png', 'example*.png'):
         for old in folder.glob(name):
             old.unlink()
 
@@ -121,11 +122,15 @@ def run_demo(
     table = write_scores(folder, scores, constant_scores, meta['classes'][constant])
     scalars = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
     draw_curves(scalars, constant_scores.mIoU, folder / 'curves.png')
-    for number, example in enumerate(examples, 1):
-        path = folder / f'example_{number}.png'
-        draw_example(example, meta['classes'], meta['palette'], path)
+    pictures = {f'example_{i}.png': [each] for i, each in enumerate(examples, 1)}
+    pictures['examples.png'] = examples[:SHOWN_TOGETHER]
+    for name, shown in pictures.items():
+        draw_examples(shown, meta['classes'], meta['palette'], folder / name)
     print(f'\n{table}')
-    _announce(start, f'Done: scores.md, curves.png and example_*.png are in {folder}')
+    _announce(
+        start,
+        f'Done: scores.md, curves.png, examples.png and example_*.png are in {folder}',
+    )
     return table
 
 

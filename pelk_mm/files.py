@@ -1,6 +1,7 @@
 """Writing files completely or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,25 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_marked(page: Path, mark: str, text: str) -> None:
+    """Put a text between two lines of a page, as scripts do whose tables it shows.
+
+    Args:
+        page: A Markdown file.
+        mark: The name in the two lines, which are ``<!-- mark: begin -->`` and
+            ``<!-- mark: end -->``.
+        text: What comes between them, next to an empty line on either side.
+
+    Raises:
+        FileNotFoundError: If there is no such page.
+        ValueError: If the page lacks one of the lines.
+    """
+    begin, end = f'<!-- {mark}: begin -->', f'<!-- {mark}: end -->'
+    between = re.compile(f'(?<={begin}).*?(?={end})', re.DOTALL)
+    whole, found = between.subn(lambda _: f'\n\n{text}\n', page.read_text(), count=1)
+    if not found:
+        raise ValueError(f'{page} lacks the lines {begin} and {end}')
+    with write_atomically(page) as temporary:
+        temporary.write_text(whole)

@@ -15,8 +15,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pelk_mm.files import write_atomically
-
 from .complexity import complexity, paper_sparsity, total, uniform_density
 from .from_config import build_on_meta
 
@@ -115,9 +113,6 @@ TABLES = {
     'COCO: Cascade Mask R-CNN 3x and FCOS 2x (box / mask AP)': DETECTION,
 }
 
-#: Lines before and after the tables in a page.
-BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
-
 
 class _Head(nn.Sequential):
     """A classifier's norm and linear layer after the last map."""
@@ -205,18 +200,3 @@ def format_tables(configs: Path) -> Iterator[str]:
         yield ''
         yield from format_table(rows, configs)
         yield ''
-
-
-def replace_tables(page: Path, tables: str) -> None:
-    """Put the tables between the two marks of a page.
-
-    Raises:
-        FileNotFoundError: If there is no such page.
-        ValueError: If the page lacks a mark.
-    """
-    between = re.compile(f'(?<={BEGIN}).*?(?={END})', re.DOTALL)
-    text, found = between.subn(lambda _: f'\n\n{tables}\n', page.read_text(), count=1)
-    if not found:
-        raise ValueError(f'{page} lacks the lines {BEGIN} and {END}')
-    with write_atomically(page) as temporary:
-        temporary.write_text(text)

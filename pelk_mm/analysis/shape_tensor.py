@@ -81,8 +81,8 @@ class ShapeTensor(Tensor):
     real tensor's values as they were. Operators that need values raise a
     `NeedsValuesError`.
 
-    Args:
-        meta: A tensor on the meta device.
+    Attributes:
+        meta: A tensor on the meta device, which has the shape.
     """
 
     meta: Tensor

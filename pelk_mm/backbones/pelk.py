@@ -87,7 +87,7 @@ class PeLK(ConvNeXtStyleBackbone):
         ValueError: If an argument is out of its range, a kernel size is even, or a
             grid does not sum to its kernel size.
 
-    Example:
+    Examples:
         >>> model = PeLK('tiny')
         >>> [tuple(m.shape) for m in model(torch.rand(1, 3, 64, 64))]
         [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]

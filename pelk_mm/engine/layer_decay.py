@@ -71,6 +71,11 @@ class LargeKernelLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             optimizer's config lacks the ``lr`` or ``weight_decay`` to multiply.
     """
 
+    def __init__(
+        self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
+    ) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
     def _validate_cfg(self) -> None:
         if not isinstance(self.paramwise_cfg, dict):
             raise TypeError(

@@ -65,7 +65,7 @@ def plain(enabled: bool = True) -> Iterator[None]:
         enabled: Whether to leave the operators out; False brings them back inside of
             an outer context, or where the environment leaves them out.
 
-    Example:
+    Examples:
         >>> with plain():
         ...     program = torch.export.export(model, (images,))
     """

@@ -11,7 +11,6 @@ from pelk_mm.analysis.paper_table import (
     TABLES,
     build_row,
     measure,
-    replace_tables,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,16 +130,3 @@ def test_paper_counts_slaks_stripes_dense_in_segmenters(row):
 
     nonzeros = total(complexity(model, row.shape, density)).nonzeros / 1e6
     assert abs(nonzeros - row.parameters) < 0.6
-
-
-def test_tables_are_replaced_in_a_page(tmp_path):
-    page = tmp_path / 'page.md'
-    begin, end = 'a\n<!-- paper_table: begin -->\n', '<!-- paper_table: end -->\nb\n'
-    page.write_text(f'{begin}old\n{end}')
-    for _ in range(2):
-        replace_tables(page, '| new |\n')
-        assert page.read_text() == f'{begin}\n| new |\n\n{end}'
-    assert list(tmp_path.iterdir()) == [page]
-    page.write_text('no marks')
-    with pytest.raises(ValueError, match='page.md lacks the lines <!-- paper_table'):
-        replace_tables(page, '')

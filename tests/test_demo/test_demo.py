@@ -18,7 +18,14 @@ from mmseg.evaluation import IoUMetric
 
 from metric import OccurringIoUMetric
 from report import IGNORED, commonest_class
-from run import DATA, EXAMPLES, claim_folder, make_config, run_demo
+from run import (
+    DATA,
+    EXAMPLES,
+    SHOWN_TOGETHER,
+    claim_folder,
+    make_config,
+    run_demo,
+)
 from scenes import LABELS, UNLABELLED, draw_scene, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,8 +216,12 @@ def test_examples_show_the_truth(demo, truth):
     folder, _ = demo
     paths = sorted(folder.glob('example_*.png'))
     assert len(paths) == EXAMPLES
-    for path, labels in zip(paths, truth[:EXAMPLES], strict=True):
-        picture = cv2.imread(str(path))[..., ::-1]
+    pictures = [cv2.imread(str(path))[..., ::-1] for path in paths]
+    together = cv2.imread(str(folder / 'examples.png'))[..., ::-1]
+    rows = np.array_split(together, SHOWN_TOGETHER)
+    for picture, labels in zip(
+        [*pictures, *rows], [*truth[:EXAMPLES], *truth[:SHOWN_TOGETHER]], strict=True
+    ):
         height, width = picture.shape[:2]
         assert width > 2 * height
         middle = picture[:, width // 3 : 2 * width // 3].reshape(-1, 3)

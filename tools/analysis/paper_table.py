@@ -13,7 +13,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     # After the arguments: a wrong one should not wait for torch to load.
-    from pelk_mm.analysis.paper_table import format_tables, replace_tables
+    from pelk_mm.analysis.paper_table import format_tables
+    from pelk_mm.files import replace_marked
     from pelk_mm_cli import config_folder
 
     try:
@@ -22,7 +23,7 @@ def main() -> None:
             for line in tables:
                 print(line, flush=True)
         else:
-            replace_tables(args.write, '\n'.join(tables))
+            replace_marked(args.write, 'paper_table', '\n'.join(tables))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 

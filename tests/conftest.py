@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from pelk_mm_cli import run_script
 import pelk_mm  # noqa: F401 - registers the backbones
+from pelk_mm_cli import run_script
 
 # The same examples in every run: a suite that passed passes again.
 settings.register_profile('repeatable', derandomize=True, database=None, deadline=None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ def draw_runs(
     figure.savefig(path, format=file_format, dpi=120)
 
 
-def _style(number: int) -> dict[str, str]:
+def _style(number: int) -> dict[str, Any]:
     lines = LINES[number // len(COLOURS) % len(LINES)]
     return dict(color=COLOURS[number % len(COLOURS)], linestyle=lines)
 
@@ -93,7 +94,7 @@ def _style(number: int) -> dict[str, str]:
 def _draw_curves(
     axes: Axes,
     curves: tuple[Sequence[Point], Sequence[Point]],
-    style: dict[str, str],
+    style: dict[str, Any],
     smooth: int,
 ) -> None:
     training, validation = curves

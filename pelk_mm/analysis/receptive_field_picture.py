@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -21,6 +22,10 @@ SQUARE_COLOURS = ('#d55e00', '#cc79a7', '#0072b2', '#222222')
 
 #: Most panels in a row.
 _COLUMNS = 4
+
+#: What is drawn palest. The colours are logarithmic, or all but the centre would be
+#: white: large kernels contribute little each, over a large area.
+_PALEST = 1e-4
 
 #: Inches that a panel takes, and dots per inch.
 _PANEL, _DPI = 3.1, 110
@@ -190,7 +195,10 @@ def _draw_panel(axes: Any, each: Measured, outlines: bool) -> Any:
     mean = each.field.mean
     height, width = mean.shape
     image = axes.imshow(
-        log_scaled(mean), cmap='Greens', vmin=0, vmax=1, interpolation='antialiased'
+        log_scaled(mean),
+        cmap='Greens',
+        norm=LogNorm(_PALEST, 1, clip=True),
+        interpolation='antialiased',
     )
     title = textwrap.shorten(each.name, 40, placeholder='...')
     axes.set_title(title, fontsize=10, pad=16)

@@ -30,6 +30,7 @@ TAKE_CONFIG = {
     'dist_test',
     'get_flops',
     'switch_to_deploy',
+    'export_onnx',
 }
 
 
@@ -106,7 +107,8 @@ def resolve_config(tool: str, arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     first, *others = arguments
     # Of a path that does not exist the tool itself complains.
-    if first.startswith('-') or '/' in first or Path(first).is_file():
+    is_path = '/' in first or first.endswith('.pt2') or Path(first).is_file()
+    if first.startswith('-') or is_path:
         return list(arguments)
     return [str(config_path(first)), *others]
 

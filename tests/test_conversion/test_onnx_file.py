@@ -54,7 +54,7 @@ def test_reports_each_case(twice, tmp_path):
         (
             X,
             2 * X + 0.1,
-            r'differs from torch by 1.0e-01, 1.7e-02 of the largest value',
+            'differs from torch by 1.0e-01, 1.7e-02 of the largest',
         ),
         (X, 2 * X * torch.nan, "torch's own output .* is not finite"),
         (X * torch.nan, 2 * X, 'differs from torch by nan'),

@@ -65,6 +65,12 @@ class OnnxReport(NamedTuple):
     checks: list[Check]
 
 
+def _swaps_channels(preprocessor: Any) -> bool:
+    """Whether a data preprocessor turns BGR into RGB, or the other way round."""
+    names = ('_channel_conversion', 'channel_conversion')  # mmengine's, mmseg's
+    return any(getattr(preprocessor, name, False) for name in names)
+
+
 class Normalised(nn.Module):
     """A model that takes images as a pipeline loads them, and normalises them.
 
@@ -76,7 +82,7 @@ class Normalised(nn.Module):
     def __init__(self, model: nn.Module, preprocessor: Any) -> None:
         super().__init__()
         self.model = model
-        self.swap = bool(getattr(preprocessor, '_channel_conversion', False))
+        self.swap = _swaps_channels(preprocessor)
         mean = getattr(preprocessor, 'mean', torch.zeros(1))
         std = getattr(preprocessor, 'std', torch.ones(1))
         self.register_buffer('mean', mean.reshape(-1, 1, 1).float())
@@ -338,7 +344,7 @@ def _notes(
         model=type(model).__name__,
         backbone=type(model.backbone).__name__,
         normalised_inside=normalise,
-        bgr_to_rgb=bool(getattr(preprocessor, '_channel_conversion', False)),
+        bgr_to_rgb=_swaps_channels(preprocessor),
     )
     for name in ('mean', 'std'):
         values = getattr(preprocessor, name, None)

@@ -90,7 +90,7 @@ class Normalised(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Run the model on (N, C, H, W) images of values from 0 to 255."""
-        if self.swap:
+        if self.swap and images.shape[1] == 3:
             images = images.flip(1)
         return self.model((images - self.mean) / self.std)
 

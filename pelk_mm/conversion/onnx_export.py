@@ -79,6 +79,9 @@ class Normalised(nn.Module):
         preprocessor: mm's data preprocessor: its order of channels, mean and std.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, preprocessor: Any) -> None:
         super().__init__()
         self.model = model

@@ -1,5 +1,7 @@
 """Adaptive pooling whose exported form takes maps of any size."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -76,8 +78,8 @@ def open_adaptive_pooling(model: nn.Module) -> int:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.AdaptiveAvgPool2d:
-                size = child.output_size
-                size = tuple(size) if isinstance(size, (tuple, list)) else size
+                size: Any = child.output_size
+                size = tuple(size) if isinstance(size, list) else size
                 setattr(parent, name, MatrixAdaptiveAvgPool2d(size))
                 count += 1
     return count

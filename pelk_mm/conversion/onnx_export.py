@@ -24,6 +24,7 @@ from .onnx_file import (
     TOLERANCE,
     Check,
     check_onnx_path,
+    name_open_sizes,
     require_packages,
     set_notes,
     to_half,
@@ -37,6 +38,8 @@ from .trained import DEPLOYED, build_model, fill, load_weights
 MIN_SIDE = 32
 #: The same where sizes are open: torch takes a size of 1 for a case of its own.
 MIN_OPEN_SIDE = 64
+#: Axes of the images whose sizes may stay open.
+OPEN_AXES = {0: 'batch', 2: 'height', 3: 'width'}
 #: Largest ones of which torch proves that its arithmetic holds; ONNX has no limits.
 MAX_OPEN_SIDE, MAX_BATCH = 2**14, 2**10
 #: Why a detector is exported without its heads.
@@ -215,6 +218,8 @@ def export_onnx(
     count = len(cases[0][1])
     names = ['logits'] if framework == 'mmseg' else [f'map{i}' for i in range(count)]
     proto = to_onnx(program, ['images'], names)
+    if dynamic:
+        name_open_sizes(proto, OPEN_AXES)
     set_notes(proto, _notes(cfg, model, meta, checkpoint, normalise))
     return finish(proto, out, cases, half, convolutions, say)
 
@@ -308,12 +313,12 @@ def _export(
 ) -> torch.export.ExportedProgram:
     dims = None
     if dynamic:
-        sides = {2: 'height', 3: 'width'}
+        batch, *sides = OPEN_AXES.values()
         open_sides = {
             axis: torch.export.Dim(name, min=MIN_OPEN_SIDE, max=MAX_OPEN_SIDE)
-            for axis, name in sides.items()
+            for axis, name in enumerate(sides, 2)
         }
-        dims = ({0: torch.export.Dim('batch', max=MAX_BATCH), **open_sides},)
+        dims = ({0: torch.export.Dim(batch, max=MAX_BATCH), **open_sides},)
     images = torch.zeros(2 if dynamic else 1, *shape)
     try:
         with plain(), torch.no_grad():

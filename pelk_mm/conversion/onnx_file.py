@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,24 @@ def to_half(proto: Any) -> Any:
         raise CheckpointError(
             f'onnxruntime cannot convert it to float16: {_reason(error)}'
         ) from error
+
+
+def name_open_sizes(proto: Any, names: Mapping[int, str]) -> None:
+    """Name the open axes of a model's first input, wherever their sizes occur.
+
+    Args:
+        proto: An ``onnx.ModelProto``; torch numbers the sizes in it (``s34``).
+        names: The name of each axis.
+    """
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    known = {dims[axis].dim_param: name for axis, name in names.items()}
+    graph = proto.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField('dim_param'):
+                dim.dim_param = re.sub(
+                    r'\w+', lambda match: known.get(match[0], match[0]), dim.dim_param
+                )
 
 
 def set_notes(proto: Any, notes: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pelk_mm.checkpoints.files import CheckpointError
 from pelk_mm.conversion import onnx_file
 from pelk_mm.conversion.onnx_file import (
     check_onnx_path,
+    name_open_sizes,
     require_packages,
     set_notes,
     to_half,
@@ -75,6 +76,17 @@ def test_half_keeps_inputs_and_outputs(twice, tmp_path):
     assert [t.data_type for t in half.graph.initializer] == [10]  # FLOAT16
     x = torch.randn(4, 2)
     list(write_verified(half, tmp_path / 'a.onnx', [([x], [2 * x])], 1e-3))
+
+
+def test_open_sizes_are_named(twice):
+    proto = type(twice).FromString(twice.SerializeToString())
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = '2*n + nn'
+    name_open_sizes(proto, {0: 'batch'})
+    shapes = [
+        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (proto.graph.input[0], proto.graph.output[0])
+    ]
+    assert shapes == [['batch', 2], ['2*batch + nn', 2]]
 
 
 def test_notes(twice):

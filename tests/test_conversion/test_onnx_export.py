@@ -160,7 +160,7 @@ def save_program(path, context, **sizes):
     torch.export.save(program, path)
 
 
-@pytest.mark.parametrize('half', [False, True])
+@pytest.mark.parametrize('half', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_program(tmp_path, half):
     pytest.importorskip('onnxscript')
     dims = {0: torch.export.Dim('n', max=9), 2: torch.export.Dim('h', min=64, max=80)}

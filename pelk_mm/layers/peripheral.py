@@ -132,6 +132,16 @@ class PartialPeripheralConv2d(ReparamDepthwise):
         super().__init__(convs, norm_cfg, deploy)
         self.split_sizes = (conv_channels, channels - conv_channels)
 
+    def passes_others(self) -> bool:
+        """Whether the convolution itself passes the other channels.
+
+        It does where nothing comes between the convolution and the channels' places.
+        """
+        only, *others = self.children()
+        return not others and isinstance(
+            getattr(only, 'norm', None), nn.Identity | None
+        )
+
     def forward(self, x: Tensor, *args: Tensor) -> Tensor:
         """Mix ``x`` of shape (N, C, H, W); the shape stays.
 
@@ -140,9 +150,8 @@ class PartialPeripheralConv2d(ReparamDepthwise):
             args: Nothing, or the positional embedding summed over the grid's
                 rectangles, (conv_channels, k', k').
         """
-        only, *others = self.children()
-        if not others and isinstance(getattr(only, 'norm', None), nn.Identity | None):
-            # Nothing comes between the convolution and the channels' places.
+        if self.passes_others():
+            only = next(self.children())
             return only(x, *(args or (None,)), True)
         convolved, rest = x.split(self.split_sizes, dim=1)
         return torch.cat((super().forward(convolved, *args), rest), dim=1)

@@ -208,8 +208,7 @@ def test_training_with_torch_operators_alone(kind, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('dynamo', [True, False], ids=['export', 'torchscript'])
-def test_onnx(model, images, tmp_path, dynamo):
+def check_onnx(model, images, tmp_path, dynamo):
     """These exporters leave our operators out by themselves."""
     pytest.importorskip('onnxscript')
     path = str(tmp_path / 'backbone.onnx')
@@ -226,6 +225,24 @@ def test_onnx(model, images, tmp_path, dynamo):
     for shape in (images.shape, (1, 3, 96, 128), (2, 3, 32, 32)):
         other = torch.randn(shape)
         assert_same(onnx_maps(path, other), model(other))
+
+
+EXPORTERS = pytest.mark.parametrize(
+    'dynamo', [True, False], ids=['export', 'torchscript']
+)
+
+
+@EXPORTERS
+def test_onnx_of_pelk(randomise, images, tmp_path, dynamo):
+    """One model of those below, which take a minute."""
+    model = randomise(BACKBONES['pelk']()).eval()
+    check_onnx(model, images, tmp_path, dynamo)
+
+
+@pytest.mark.slow
+@EXPORTERS
+def test_onnx(model, images, tmp_path, dynamo):
+    check_onnx(model, images, tmp_path, dynamo)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def test_wrong_command_line(export, arguments, message):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['none.py', 'a.pth', 'a.onnx'], 'config none.py does not exist'),
+        (['./none.py', 'a.pth', 'a.onnx'], 'config ./none.py does not exist'),
         ([DEMO, 'none.pth', 'a.onnx'], 'none.pth does not exist'),
         ([DEMO, 'none.pth', 'a.pth'], 'a.pth does not end in .onnx'),
         (['none.pt2', 'a.onnx'], 'program none.pt2 does not exist'),

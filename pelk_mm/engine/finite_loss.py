@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -43,9 +42,10 @@ def _last_checkpoint(runner: Runner) -> str | None:
     for hook in runner.hooks:
         if isinstance(hook, SafeCheckpointHook):
             return hook.complete
-    last = runner.message_hub.runtime_info.get('last_ckpt')
-    # mmengine notes it before it writes it.
-    return last if last is not None and Path(last).exists() else None
+    if 'last_ckpt' not in runner.message_hub.runtime_info:
+        return None
+    # mmengine notes it there before it writes it, and in its file afterwards.
+    return find_latest_checkpoint(runner.work_dir)
 
 
 def _losses(outputs: Any) -> dict[str, Tensor]:
@@ -182,6 +182,8 @@ class FiniteLossHook(Hook):
     def _check_losses(self, runner: Runner, losses: Mapping[str, Tensor]) -> None:
         if all_finite(losses.values()):
             return
+        if len(losses) > 1:  # mmengine's outputs have the sum as well
+            losses = {name: v for name, v in losses.items() if name != 'loss'}
         numbers = {name: value.item() for name, value in losses.items()}
         bad = set(bad_names(losses.items()))
         stated = ', '.join(f'{n} is {v}' for n, v in numbers.items() if n in bad)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from .checkpoint_hook import SafeCheckpointHook
 from .nonfinite import (
+    BAD_IMAGE,
     all_finite,
     bad_names,
     describe_gradients,
@@ -79,6 +80,9 @@ class FiniteLossHook(Hook):
     ``torch.compile`` compiles the training step, the losses are looked at when it
     returns, after the optimizer's step.
 
+    Args:
+        enabled: Whether to look at all.
+
     Raises:
         NotFiniteError: In the iteration where it happens.
     """
@@ -86,7 +90,8 @@ class FiniteLossHook(Hook):
     # Before anything that makes use of the losses.
     priority = 'VERY_HIGH'
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self._handles: list[Any] = []
         self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._outputs: list[Any] = []
@@ -95,6 +100,8 @@ class FiniteLossHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Have the model and the optimizers call this hook."""
         self.after_train(runner)
+        if not self.enabled:
+            return
         model = self._model(runner)
         self._handles.append(model.register_forward_hook(self._note, with_kwargs=True))
         for wrapper in _optim_wrappers(runner):
@@ -127,13 +134,16 @@ class FiniteLossHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Check the losses of an iteration without an optimizer step."""
-        if not self._checked:
+        if self.enabled and not self._checked:
             self._check_losses(runner, _losses(outputs))
+        self._forget()
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse to save weights that are not finite."""
+        if not self.enabled:
+            return
         model = self._model(runner)
         names = {name for name, _ in model.named_parameters()} | {
             name
@@ -144,8 +154,8 @@ class FiniteLossHook(Hook):
         bad = bad_names((name, weights.get(name)) for name in weights if name in names)
         if bad:
             raise NotFiniteError(
-                f'{bad[0]} and {len(bad) - 1} other weights or statistics are not '
-                f'finite after iteration {runner.iter + 1}; they are not saved. '
+                f'{bad[0]} is not finite after iteration {runner.iter + 1}, one of '
+                f'{len(bad)} such weights and statistics; they are not saved. '
                 f'{self._remedy(runner)}'
             )
 
@@ -192,6 +202,13 @@ class FiniteLossHook(Hook):
 
     def _stop(self, runner: Runner, what: str) -> None:
         cause = self._find_cause(runner)
+        if cause.startswith(BAD_IMAGE):
+            last = _last_checkpoint(runner)
+            then = f'resume from {last} with --resume' if last else 'start again'
+            raise NotFiniteError(
+                f'iteration {runner.iter + 1}: {what}; {cause}. Replace it or leave it '
+                f'out, or look for the transform that made it so, and {then}'
+            )
         raise NotFiniteError(
             f'iteration {runner.iter + 1}: {what}; {cause}. {self._remedy(runner)}'
         )
@@ -224,9 +241,8 @@ class FiniteLossHook(Hook):
     def _remedies(runner: Runner) -> Iterator[str]:
         last = _last_checkpoint(runner)
         wrapper = runner.optim_wrapper
-        clips = getattr(
-            wrapper, 'clip_grad_kwargs', True
-        )  # a dict of wrappers has none
+        # A dict of wrappers has none of its own.
+        clips = getattr(wrapper, 'clip_grad_kwargs', True)
         if last is not None and not clips:
             yield (
                 f'resume from {last} with clipped gradients: --resume --cfg-options '

@@ -9,6 +9,9 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+#: How the clause about images begins.
+BAD_IMAGE = 'the input image is not finite'
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Floating-point tensors in nested lists, tuples and dicts."""
@@ -93,7 +96,7 @@ def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | N
     named = ', '.join(path for path in paths if path) or (
         f'number {", ".join(map(str, bad))} of its batch'
     )
-    return f'the input image is not finite: {named}'
+    return f'{BAD_IMAGE}: {named}'
 
 
 def first_bad_layer(

@@ -70,8 +70,9 @@ def test_limit_on_the_size_of_files(make_small, kills, tmp_path, limited):
     # Not too little for mmengine's log.
     limit = After(5, lambda: limited((tmp_path / 'iter_4.pth').stat().st_size // 2))
     match = (
-        rf'^{tmp_path}/iter_6\.pth cannot be written: File too large \(0\.\d MB needed, '
-        rf'.* free\); {tmp_path}/iter_4\.pth is complete: free space or .* --resume$'
+        rf'^{tmp_path}/iter_6\.pth cannot be written: File too large '
+        rf'\(0\.\d MB needed, .* free\); {tmp_path}/iter_4\.pth is complete: '
+        'free space or .* --resume$'
     )
     with pytest.raises(CheckpointError, match=match):
         make_small(tmp_path, hooks=[limit], **SETTINGS).train()

@@ -129,6 +129,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     #: Path of the latest complete checkpoint, or None.
     complete: str | None = None
+    backend_args: Any
+    file_backend: Any
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from; rank 0 does, for all.

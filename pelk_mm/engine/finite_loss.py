@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -224,6 +225,11 @@ class FiniteLossHook(Hook):
                     if isinstance(hook, IterationSeedHook):
                         hook.before_train_iter(runner)  # the same dropout
                 cause = first_bad_layer(model, args, kwargs)
+        if cause is None and get_world_size() > 1:
+            return (
+                'all parameters and the outputs of all layers are finite in this '
+                'process; another one says what is not'
+            )
         return cause or (
             'all parameters and the outputs of all layers are finite, so it arises in '
             'the computation of the losses or in the backward pass'

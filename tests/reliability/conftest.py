@@ -18,8 +18,13 @@ from pelk_mm.sparsity import DynamicSparsityHook
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _one_thread(one_thread):
-    """A forked process has no threads but one."""
+def _forks(one_thread):
+    """Trainings on the CPU, in processes that can be forked: with one thread."""
+    if torch.cuda.is_initialized():
+        pytest.skip('CUDA has been started in this process: it cannot be forked')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+        yield
 
 
 class Small(BaseModel):
@@ -65,6 +70,7 @@ def make_small():
         workers=0,
         checkpoint=None,
         lr=0.01,
+        ranks=1,
         **kwargs,
     ):
         torch.manual_seed(0)
@@ -103,7 +109,13 @@ def make_small():
             experiment_name=f'small_{os.getpid()}_{next(count)}',
             default_scope='mmengine',
             log_level='ERROR',
-            cfg=dict(optim_wrapper=optim_wrapper),
+            cfg=dict(
+                optim_wrapper=optim_wrapper,
+                model_wrapper_cfg=dict(
+                    type='MMDistributedDataParallel', device_ids=None
+                ),
+            ),
+            launcher='pytorch' if ranks > 1 else 'none',
             **kwargs,
         )
 

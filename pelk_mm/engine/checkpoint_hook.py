@@ -288,8 +288,7 @@ class SafeCheckpointHook(CheckpointHook):
             yield
         except OSError as error:
             rest = (
-                f'{self.complete} is complete: free space or set another '
-                'default_hooks.checkpoint.out_dir, then go on with --resume'
+                f'{self.complete} is complete: free space, then go on with --resume'
                 if self.complete is not None
                 else 'no checkpoint had been saved before; free space and start again'
             )

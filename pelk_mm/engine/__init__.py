@@ -1,13 +1,17 @@
 """Parts that plug into mmengine: layer decay, seeds, checks, edits of configs."""
 
+from .checkpoint_hook import SafeCheckpointHook
 from .config_edit import set_crop_size, set_num_classes
 from .data_check import SegDataCheckHook
+from .finite_loss import FiniteLossHook
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
 
 __all__ = [
+    'FiniteLossHook',
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',
+    'SafeCheckpointHook',
     'SegDataCheckHook',
     'set_crop_size',
     'set_num_classes',

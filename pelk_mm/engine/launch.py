@@ -1,6 +1,7 @@
 """Run the training and test tools of the framework that a config is written for."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from pelk_mm.config_types import (
 from pelk_mm_cli import run_script
 
 from .data_check import DataCheckError
+from .finite_loss import NotFiniteError
 
 
 class LaunchError(ValueError):
@@ -132,6 +134,10 @@ LOADERS = {
 }
 
 
+#: Error numbers of a full disk, an exhausted quota and a limit on the size of files.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def hand_over(tool: str) -> None:
     """Run the installed framework's own ``tools/{tool}.py`` on this command line.
 
@@ -164,6 +170,15 @@ def hand_over(tool: str) -> None:
         sys.exit(f'{tool}: {error}')
     try:
         run_script(path, arguments, parser.prog)
-    except (CheckpointError, DataCheckError) as error:
-        # A checkpoint that does not fit the backbone, or a config its data.
+    except (CheckpointError, DataCheckError, NotFiniteError) as error:
+        # A checkpoint that does not fit the backbone or cannot be written, a config
+        # that does not fit its data, a training that diverged.
         sys.exit(f'{tool}: {error}')
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        place = f' for {error.filename}' if error.filename else ''
+        sys.exit(
+            f'{tool}: no space is left{place} ({error.strerror}); free some, then go '
+            'on with --resume: complete checkpoints are as they were'
+        )

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mmengine
@@ -17,6 +18,7 @@ from mmengine.runner import (
     Runner,
     set_random_seed,
 )
+from torch.utils.data import DataLoader
 
 
 @contextmanager
@@ -30,6 +32,19 @@ def preserve_random_state() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def _seed_workers(loader: DataLoader, seed: int) -> None:
+    """Have the next iterator start its workers anew, from another seed than the run's.
+
+    mmengine's own is the same in every epoch and, where workers persist, only that of
+    the first: what they draw later depends on all that they have drawn before.
+    """
+    init = loader.worker_init_fn
+    if loader.num_workers and isinstance(init, partial) and 'seed' in init.keywords:
+        # mmengine adds the worker's number, and numpy takes no seed of 2**32.
+        loader.worker_init_fn = partial(init, seed=seed % 2**31)
+        loader._iterator = None
 
 
 class _SeededIterator:
@@ -66,9 +81,10 @@ class IterationSeedHook(Hook):
     nothing has to be saved, and what validation draws in between does not matter.
     The run's seed has to be set: ``randomness=dict(seed=0)``.
 
-    Data loader workers are seeded by mmengine, when they start. What they draw repeats
-    too, except in epoch-based training with ``persistent_workers=True`` and in
-    iteration-based training with onedl-mmengine, which skips data without loading it.
+    Data loader workers are seeded when they start. In epoch-based training they are
+    started anew in every epoch, with ``persistent_workers=True`` too, from that epoch's
+    seed. So what they draw repeats as well, except in iteration-based training with
+    onedl-mmengine, which skips data without loading it.
 
     Raises:
         RuntimeError: At the start of the training, if its loop is neither mmengine's
@@ -90,7 +106,9 @@ class IterationSeedHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             # It makes its data iterator next, and resumes only between epochs.
-            set_random_seed(self._seed(runner, runner.iter))
+            seed = self._seed(runner, runner.iter)
+            set_random_seed(seed)
+            _seed_workers(loop.dataloader, seed)
             return
         if not isinstance(loop, IterBasedTrainLoop) or not hasattr(
             loop, 'dataloader_iterator'

@@ -247,6 +247,7 @@ def test_usage_is_the_frameworks_own(run_tool):
     [
         'pelk_mm.checkpoints.files.CheckpointError',
         'pelk_mm.engine.data_check.DataCheckError',
+        'pelk_mm.engine.finite_loss.NotFiniteError',
     ],
 )
 def test_what_does_not_fit_is_one_line(error, monkeypatch, tmp_path):
@@ -258,4 +259,27 @@ def test_what_does_not_fit_is_one_line(error, monkeypatch, tmp_path):
     monkeypatch.setattr('sys.argv', ['train'])
     monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
     with pytest.raises(SystemExit, match='^train: it does not fit$'):
+        hand_over('train')
+
+
+@pytest.mark.parametrize(
+    ('raised', 'ends'),
+    [
+        ("OSError(28, 'No space left on device', 'out/vis_data/scalars.json')", True),
+        ("OSError(122, 'Disk quota exceeded')", True),
+        ("OSError(27, 'File too large', 'a.log')", True),
+        ("OSError(2, 'No such file or directory', 'a.jpg')", False),
+    ],
+)
+def test_a_full_disk_is_one_line(raised, ends, monkeypatch, tmp_path):
+    """Wherever it shows first: mmengine's log is written more often than weights."""
+    script = tmp_path / 'tool.py'
+    script.write_text(f'raise {raised}\n')
+    monkeypatch.setattr('pelk_mm.engine.launch.find_tool', lambda *_: script)
+    monkeypatch.setattr('sys.argv', ['train'])
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+    match = r'^train: no space is left.*; free some, then go on with --resume: [^\n]*$'
+    with pytest.raises(
+        SystemExit if ends else OSError, match=match if ends else 'such'
+    ):
         hand_over('train')

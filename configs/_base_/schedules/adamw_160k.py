@@ -31,6 +31,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval),
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=interval),
+    finite_loss=dict(type='FiniteLossHook'),
+    # With randomness=dict(seed=0) a resumed run is the uninterrupted one.
+    iteration_seed=dict(type='IterationSeedHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )

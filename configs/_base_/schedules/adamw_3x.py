@@ -29,6 +29,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
+    finite_loss=dict(type='FiniteLossHook'),
+    # With randomness=dict(seed=0) a resumed run is the uninterrupted one.
+    iteration_seed=dict(type='IterationSeedHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )

@@ -174,11 +174,7 @@ def export_onnx(
     require_packages()
     check_onnx_path(out, force)
     least = MIN_OPEN_SIDE if dynamic else MIN_SIDE
-    if min(shape) < least:
-        raise CheckpointError(
-            f'images of {shape[0]} x {shape[1]} are too small; give --shape of at '
-            f'least {least} x {least}'
-        )
+    _require_side(shape, least)
     framework = find_framework(cfg)
     if framework not in ('mmseg', 'mmdet'):
         raise CheckpointError(
@@ -207,14 +203,17 @@ def export_onnx(
     whole.eval().requires_grad_(False)
 
     channels = next(model.backbone.downsample_layers.parameters()).shape[1]
+    if dynamic and framework == 'mmdet':
+        least = _least_open_side(whole, channels)
+        _require_side(shape, least)
     say('computing what torch gives for random images')
-    cases = _cases(whole, _shapes(channels, shape, dynamic), normalise)
+    cases = _cases(whole, _shapes(channels, shape, least, dynamic), normalise)
     if deploy or factored:
         _fold(model)
     convolutions = use_torch_convolutions(model, factored)
     open_adaptive_pooling(model)
     say('exporting')
-    program = _export(whole, (channels, *shape), dynamic)
+    program = _export(whole, (channels, *shape), least if dynamic else None)
     count = len(cases[0][1])
     names = ['logits'] if framework == 'mmseg' else [f'map{i}' for i in range(count)]
     proto = to_onnx(program, ['images'], names)
@@ -263,8 +262,33 @@ def finish(
     return OnnxReport(inputs, outputs, convolutions, checks)
 
 
+def _require_side(shape: tuple[int, int], least: int) -> None:
+    """Make sure that images are large enough.
+
+    Raises:
+        CheckpointError: If they are not.
+    """
+    if min(shape) < least:
+        raise CheckpointError(
+            f'images of {shape[0]} x {shape[1]} are too small; give --shape of at '
+            f'least {least} x {least}'
+        )
+
+
+@torch.no_grad()
+def _least_open_side(model: nn.Module, channels: int) -> int:
+    """Least side of images whose sizes are left open.
+
+    torch.export takes a side of 1 for one that never changes, so the coarsest map of
+    a neck, coarser than the backbone's, has to have 2.
+    """
+    side = 16 * MIN_OPEN_SIDE
+    maps = model(torch.zeros(1, channels, side, side))
+    return max(MIN_OPEN_SIDE, *(2 * side // each.shape[-1] for each in maps))
+
+
 def _shapes(
-    channels: int, shape: tuple[int, int], dynamic: bool
+    channels: int, shape: tuple[int, int], least: int, dynamic: bool
 ) -> list[tuple[int, int, int, int]]:
     """Shapes of the images on which the file is held to torch."""
     height, width = shape
@@ -275,7 +299,7 @@ def _shapes(
     return [
         (2, channels, height, width),
         (1, channels, height + 33, width + 97),
-        (1, channels, MIN_OPEN_SIDE, MIN_OPEN_SIDE + 32),
+        (1, channels, least, least + 32),
     ]
 
 
@@ -309,17 +333,17 @@ def _fold(model: Any) -> None:
 
 
 def _export(
-    model: nn.Module, shape: tuple[int, int, int], dynamic: bool
+    model: nn.Module, shape: tuple[int, int, int], least: int | None
 ) -> torch.export.ExportedProgram:
     dims = None
-    if dynamic:
+    if least:
         batch, *sides = OPEN_AXES.values()
         open_sides = {
-            axis: torch.export.Dim(name, min=MIN_OPEN_SIDE, max=MAX_OPEN_SIDE)
+            axis: torch.export.Dim(name, min=least, max=MAX_OPEN_SIDE)
             for axis, name in enumerate(sides, 2)
         }
         dims = ({0: torch.export.Dim(batch, max=MAX_BATCH), **open_sides},)
-    images = torch.zeros(2 if dynamic else 1, *shape)
+    images = torch.zeros(2 if least else 1, *shape)
     try:
         with plain(), torch.no_grad():
             return torch.export.export(
@@ -329,7 +353,7 @@ def _export(
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
     except Exception as error:  # whatever tracing a head's code raises
-        advice = '; without --dynamic the sizes are fixed' if dynamic else ''
+        advice = '; without --dynamic the sizes are fixed' if least else ''
         raise CheckpointError(
             f'torch.export cannot trace the model: {first_line(error)}{advice}'
         ) from error

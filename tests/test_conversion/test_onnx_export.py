@@ -239,8 +239,11 @@ def test_families_and_forms(trained, tmp_path, kind, form):
 def test_detector_of_open_sizes(trained, tmp_path):
     cfg, checkpoint, model = trained('PeLK', FCOS)
     out = tmp_path / 'a.onnx'
-    export_onnx(cfg, checkpoint, out, (64, 96), dynamic=True, factored=True)
-    images = torch.randn(2, 3, 72, 64)
+    # FPN halves the last map once more.
+    with pytest.raises(CheckpointError, match='64 x 96 are too small; .* 128 x 128'):
+        export_onnx(cfg, checkpoint, out, (64, 96), dynamic=True)
+    export_onnx(cfg, checkpoint, out, (128, 160), dynamic=True, factored=True)
+    images = torch.randn(2, 3, 136, 128)
     with torch.no_grad():
         wanted = model.extract_feat(images)
     for ours, theirs in zip(run(out, images), wanted, strict=True):

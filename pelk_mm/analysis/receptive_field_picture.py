@@ -4,31 +4,36 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from .receptive_field import Field, Square, log_scaled, squares
 
 #: Colours of the squares, from the smallest share to the largest.
 SQUARE_COLOURS = ('#d55e00', '#cc79a7', '#0072b2', '#222222')
 
+#: What is below it has the lightest colour. Colours are logarithmic once more: far from
+#: the centre there is little in each pixel and much in all of them.
+_LIGHTEST = 1e-4
+
 #: Most panels in a row.
 _COLUMNS = 4
 
-#: What is drawn palest. The colours are logarithmic, or all but the centre would be
-#: white: large kernels contribute little each, over a large area.
-_PALEST = 1e-4
-
 #: Inches that a panel takes, and dots per inch.
 _PANEL, _DPI = 3.1, 110
+
+_COLOUR_MAP = 'Greens'
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ def draw_fields(
 ) -> None:
     """Draw the log-scaled contributions of several models side by side.
 
-    All panels have one colour scale. Pixels are averaged where a panel has fewer.
+    All panels have one colour scale, a logarithmic one. Pixels are averaged where a
+    panel has fewer.
 
     Args:
         measured: The models.
@@ -187,7 +193,23 @@ def draw_fields(
             fontsize=9,
             title_fontsize=9,
         )
-    figure.savefig(path, format='png', dpi=_DPI)
+    drawn = BytesIO()
+    figure.savefig(drawn, format='png', dpi=_DPI)
+    # Fields are noisy: with few colours they take a third of the bytes.
+    indexed = Image.open(drawn).convert('RGB')
+    indexed = indexed.quantize(palette=_palette(), dither=Image.Dither.NONE)
+    indexed.save(path, format='png', optimize=True)
+
+
+def _palette() -> Image.Image:
+    """The colours of the picture: of fields, text and outlines."""
+    scale = colormaps[_COLOUR_MAP]
+    colours = [scale(level)[:3] for level in np.linspace(0, 1, 64)]
+    colours += [(grey, grey, grey) for grey in np.linspace(0, 1, 32)]
+    colours += [to_rgb(colour) for colour in SQUARE_COLOURS]
+    image = Image.new('P', (1, 1))
+    image.putpalette([round(255 * part) for colour in colours for part in colour])
+    return image
 
 
 def _draw_panel(axes: Any, each: Measured, outlines: bool) -> Any:
@@ -195,9 +217,9 @@ def _draw_panel(axes: Any, each: Measured, outlines: bool) -> Any:
     mean = each.field.mean
     height, width = mean.shape
     image = axes.imshow(
-        log_scaled(mean),
-        cmap='Greens',
-        norm=LogNorm(_PALEST, 1, clip=True),
+        np.maximum(log_scaled(mean), _LIGHTEST),
+        cmap=_COLOUR_MAP,
+        norm=LogNorm(_LIGHTEST, 1),
         interpolation='antialiased',
     )
     title = textwrap.shorten(each.name, 40, placeholder='...')

@@ -216,7 +216,7 @@ def test_no_images(backbone):
         measure(backbone, [], KEY)
 
 
-@pytest.mark.parametrize('stop', [0, 1, 5, 6])
+@pytest.mark.parametrize('stop', [0, 6])
 def test_interrupted_and_resumed_gives_the_same_bits(backbone, tmp_path, stop):
     samples = as_samples(images(7, 40, 33))
     whole = measure(backbone, samples, KEY)

@@ -107,9 +107,9 @@ def test_weights_of_a_backbone_or_of_a_whole_model(write, save, prefix):
 
 
 def test_weights_by_the_name_of_an_architecture(save):
-    path = save(SLaK('tiny').state_dict())
-    model = trained_model('SLaK-tiny', path)
-    assert model.name == 'slak-tiny'
+    path = save(SLaK(ARCH).state_dict())
+    model = trained_model('SLaK-Narrow', path)
+    assert model.name == 'slak-narrow'
     assert model.preprocess == Preprocessing()
 
 

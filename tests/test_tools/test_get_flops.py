@@ -1,8 +1,6 @@
 import argparse
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,21 +42,8 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def get_flops(monkeypatch, capsys):
-    """Runs the tool in this process: the frameworks are imported once."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['get_flops.py', *map(str, arguments)])
-        code = 0
-        try:
-            tool.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            print(end.code, file=sys.stderr)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
-
-    return run
+def get_flops(run_command):
+    return lambda *arguments: run_command(tool.main, 'get_flops.py', *arguments)
 
 
 def rows(result):

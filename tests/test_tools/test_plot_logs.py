@@ -1,6 +1,4 @@
 import json
-import sys
-from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -9,9 +7,8 @@ import plot_logs as tool
 
 
 @pytest.fixture
-def plot_logs(monkeypatch, capsys, tmp_path):
-    """Runs the tool in this process, in a folder with two runs."""
-    monkeypatch.chdir(tmp_path)
+def plot_logs(run_command, tmp_path):
+    """Runs the tool in a folder with two runs."""
     for name in ('one', 'two'):
         folder = tmp_path / name / '20240101_000000' / 'vis_data'
         folder.mkdir(parents=True)
@@ -20,19 +17,7 @@ def plot_logs(monkeypatch, capsys, tmp_path):
         lines = [json.dumps(record) + '\n' for record in records]
         (folder / 'scalars.json').write_text(''.join(lines))
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['plot_logs.py', *map(str, arguments)])
-        code = 0
-        try:
-            tool.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            if code == 1:
-                print(end.code, file=sys.stderr)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
-
-    return run
+    return lambda *arguments: run_command(tool.main, 'plot_logs.py', *arguments)
 
 
 def test_table_and_picture(plot_logs, tmp_path):

@@ -1,6 +1,4 @@
 import json
-import sys
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -38,22 +36,8 @@ def _narrow(monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the tool in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['visualize_erf.py', *map(str, arguments)])
-        code = 0
-        try:
-            tool.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            print(end.code, file=sys.stderr)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
-
-    return call
+def run(run_command):
+    return lambda *arguments: run_command(tool.main, 'visualize_erf.py', *arguments)
 
 
 @pytest.fixture

@@ -1,6 +1,3 @@
-import sys
-from types import SimpleNamespace
-
 import cv2
 import pytest
 import torch
@@ -26,24 +23,11 @@ FEW = ('--blocks', '1', '--channels', '1')
 
 
 @pytest.fixture
-def visualize(monkeypatch, capsys, tmp_path):
-    """Runs the tool in this process, in a folder with a config."""
-    monkeypatch.chdir(tmp_path)
+def visualize(run_command, tmp_path):
+    """Runs the tool in a folder with a config."""
     (tmp_path / 'narrow.py').write_text(CONFIG)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['visualize_kernels.py', *arguments])
-        code = 0
-        try:
-            tool.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            if code == 1:
-                print(end.code, file=sys.stderr)
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
-
-    return run
+    return lambda *arguments: run_command(tool.main, 'visualize_kernels.py', *arguments)
 
 
 @pytest.fixture

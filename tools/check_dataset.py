@@ -1,9 +1,9 @@
 """Check every image and annotation of a config's data sets before training on them.
 
 They are read by the steps of the pipelines that load, as in training. Errors would stop
-a training or spoil it: files that are missing, damaged or of the wrong form, labels that
-are no class, boxes and masks that mm drops or stumbles over. Warnings are for you to
-judge: images without objects, classes that never occur, duplicates across splits. Exit
+a training or spoil it: files that are missing, damaged or of the wrong form, labels
+that are no class, boxes and masks that mm drops or stumbles over. Warnings are to be
+judged: images without objects, classes that never occur, duplicates across splits. Exit
 code 1 if there are errors.
 """
 

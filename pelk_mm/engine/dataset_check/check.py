@@ -115,11 +115,12 @@ def _check_split(
     # Where nothing was opened, nothing is known of the classes.
     if samples:
         names = dict.fromkeys(c for part in parts for c in part.classes or ())
-        report.findings += [
-            Finding('never', f'{name}_dataloader.dataset', repr(label))
-            for label in names
-            if not report.counts[label]
-        ]
+        never = [label for label in names if not report.counts[label]]
+        if never:
+            listed = ', '.join(map(repr, never[:20])) + ', ...' * (len(never) > 20)
+            detail = f'{len(never)} of {len(names)}: {listed}'
+            place = f'{name}_dataloader.dataset'
+            report.findings.append(Finding('never', place, detail))
     sizes = [sample.size for sample in samples if sample.size]
     if sizes:
         widths, heights = zip(*sizes, strict=True)

@@ -202,9 +202,9 @@ KINDS = {
     # ------------------------------------------------------------------ classes
     'never': Kind(
         'warning',
-        'class that never occurs',
-        'nothing can be learned of it, and it has no score: check the export, or take it '
-        'out of classes',
+        'classes that never occur',
+        'nothing can be learned of them, and they have no score: check the export, or '
+        'take them out of classes',
     ),
 }
 

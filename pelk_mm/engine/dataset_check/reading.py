@@ -147,7 +147,9 @@ class SampleReader:
         except Exception as error:  # whatever a decoder raises
             reason = first_line(error)
             if 'failed to load image' in reason:
-                reason = 'OpenCV cannot decode it'
+                reason = 'mmcv cannot decode it'
+                if facts is not None:
+                    reason += f': {facts.mode} of {facts.bits} bits per value'
             self._note(sample, 'image_unreadable', reason)
             return None
         height, width = image.shape[:2]

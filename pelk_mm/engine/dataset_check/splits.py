@@ -115,7 +115,9 @@ def _open(cfg: Config, split: str, place: str, node: Any) -> Part:
                 return part
             dataset.full_init()
     except Exception as error:  # whatever a data set raises at its files
-        if not any(found.level == 'error' for found in part.findings):
+        if 'to concatenate' in str(error):  # how mmengine serializes no samples
+            part.findings.append(Finding('dataset', place, _explain_empty(dataset)))
+        elif not any(found.level == 'error' for found in part.findings):
             part.findings.append(Finding('dataset', place, _reason(error)))
         return part
     if not len(dataset):
@@ -162,7 +164,7 @@ def _expectation(
         classes=None if classes is None else len(classes),
         ignored=heads[0].get('ignore_index', 255) if heads else 255,
         channels=backbone.get('in_channels', 3),
-        crop=next(iter(crops.values()), None) if split == 'train' else None,
+        crop=next(iter(crops.values()), None) if heads and split == 'train' else None,
         tested_at=_tested_at(model, split, node),
         masks=any(step.get('with_mask') for step in loads),
         any_label=bool(losses) and all(loss.get('use_sigmoid') for loss in losses),

@@ -24,6 +24,13 @@ def count(text: str) -> int:
     return number
 
 
+def option(text: str) -> str:
+    """An entry of the config from the command line."""
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(f'{text} is not KEY=VALUE')
+    return text
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,6 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
+        type=option,
         metavar='KEY=VALUE',
         default=[],
         help='entries that replace those of the config',

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from pelk_mm.engine import set_num_classes
+from pelk_mm.engine.data_check import DataCheckError
 from pelk_mm.engine.dataset_check import check_dataset, count_levels
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/upernet_pelk_t_ade20k.py'
@@ -29,8 +30,12 @@ ODD = {
     'grey': (NOISE[..., 0], (60, 70), {}),
     'transparent': (NOISE, (60, 70), {}),
     'turned': (NOISE[..., :3], (70, 60), turned()),
-    'deep': (NOISE[..., 0].astype(np.uint16) * 257, (60, 70), {}),
+    'one': (NOISE[:1, :1, :3], (1, 1), {}),
+    'deep': (NOISE[..., 1].astype(np.uint16) * 257, (60, 70), {}),
 }
+
+#: mmseg drops the sides of a label map that are 1 pixel.
+TRAIN = [name for name in ODD if name != 'one']
 
 
 @pytest.fixture
@@ -62,18 +67,24 @@ def config(tmp_path, narrow):
     return make
 
 
-def test_odd_images_train(config, monkeypatch):
-    monkeypatch.setattr(Config, 'pretty_text', '')  # takes longer than the training
-    cfg = config(*ODD)
+def prepare(cfg):
+    """Train one iteration without a validation."""
     # Each in a batch, the order of which is random.
-    cfg.train_dataloader.batch_size = len(ODD)
-    del cfg.val_dataloader, cfg.val_cfg, cfg.val_evaluator
-    del cfg.test_dataloader, cfg.test_cfg, cfg.test_evaluator
+    cfg.train_dataloader.batch_size = len(TRAIN)
+    for split in ('val', 'test'):
+        for entry in ('dataloader', 'cfg', 'evaluator'):
+            cfg[f'{split}_{entry}'] = None
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
+
+
+def test_odd_images_train(config, monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', '')  # takes longer than the training
+    cfg = config(*TRAIN)
+    prepare(cfg)
     reports = check_dataset(cfg)
     assert count_levels(reports)[0] == 0
-    assert reports[0].images == len(ODD)
+    assert reports[0].images == len(TRAIN)
     kinds = {finding.kind for finding in reports[0].findings}
     assert kinds == {
         'long',
@@ -86,3 +97,14 @@ def test_odd_images_train(config, monkeypatch):
     runner.train()
     assert runner.iter == 1
     assert np.isfinite(runner.message_hub.log_scalars['train/loss'].current())
+
+
+def test_one_pixel_stops_with_its_name(config, monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', '')
+    cfg = config('grey', 'one')
+    prepare(cfg)
+    (report,) = check_dataset(cfg)
+    assert 'labels_form' in {finding.kind for finding in report.findings}
+    message = r'img/one\.png or \S*ann/one\.png cannot be loaded: .*check_dataset'
+    with pytest.raises(DataCheckError, match=message):
+        Runner.from_cfg(cfg).train()

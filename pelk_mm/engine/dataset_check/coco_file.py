@@ -12,6 +12,13 @@ from pelk_mm.checkpoints.files import first_line
 
 from .findings import Finding
 
+#: Lists of a file, and the keys that mmdet needs of their entries.
+_NEEDED: dict[str, tuple[str, ...]] = {
+    'images': ('id', 'file_name', 'height', 'width'),
+    'annotations': ('id',),
+    'categories': ('id', 'name'),
+}
+
 
 def check_coco_file(
     path: str,
@@ -51,11 +58,10 @@ def check_coco_file(
 def _fault_of_form(contents: Any) -> str:
     if not isinstance(contents, dict):
         return f'holds a {type(contents).__name__} instead of an object'
-    for key in ('images', 'annotations', 'categories'):
+    for key in _NEEDED:
         if not isinstance(contents.get(key), list):
             return f'has no list {key!r}'
-        needed = {'images': ('id', 'file_name', 'height', 'width')}.get(key, ('id',))
-        needed = ('id', 'name') if key == 'categories' else needed
+        needed = _NEEDED[key]
         for number, entry in enumerate(contents[key]):
             lacks = [
                 name

@@ -1,7 +1,7 @@
 """Read one sample of a data set as training would, and note what is wrong with it."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -338,7 +338,7 @@ def _hash(content: Any) -> str:
 
 
 def find_duplicates(
-    splits: dict[str, Sequence[Sample]],
+    splits: Mapping[str, Sequence[Sample]],
 ) -> Iterator[tuple[str, Finding]]:
     """Find images that occur twice, by their bytes or else by their pixels.
 

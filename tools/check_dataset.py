@@ -102,6 +102,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, LaunchError) as error:
         print(f'{name}: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f'\n{name}: interrupted, nothing is reported', file=sys.stderr)
+        return 130
     print(f'{args.config}\n\n{format_reports(reports)}')
     if args.json is not None:
         try:

@@ -152,8 +152,8 @@ class SegDataCheckHook(Hook):
             return dataset[index]['data_samples']
         except Exception as error:  # whatever a transform raises, without the file
             # MultiImageMixDataset, which mixes several, has no such function.
-            find = getattr(dataset, 'get_data_info', lambda index: {})
-            info = find(index)
+            find = getattr(dataset, 'get_data_info', None)
+            info = find(index) if find else {}
             files = ' or '.join(
                 str(info[key]) for key in ('img_path', 'seg_map_path') if info.get(key)
             )

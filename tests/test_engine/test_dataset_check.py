@@ -19,11 +19,6 @@ from pelk_mm.engine.dataset_check import (
 )
 from pelk_mm.engine.dataset_check.findings import Finding
 from pelk_mm.engine.dataset_check.splits import data_set_configs
-from pelk_mm.engine.dataset_check.workers import (
-    WorkerDiedError,
-    run_in_processes,
-    show_progress,
-)
 from pelk_mm.engine.launch import LaunchError
 
 LOADS = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
@@ -309,6 +304,21 @@ def test_zero_label_is_reduced_as_in_training(cfg, data):
     assert "1 of 3: 'boat'" in found([report])['never']
 
 
+def test_set_without_annotations(cfg, data):
+    shutil.rmtree(data / 'val/ann')
+    assert 'labels_missing' in found(check_dataset(cfg), 'val')
+    del cfg.val_dataloader.dataset.pipeline[1]
+    assert found(check_dataset(cfg), 'val') == {}
+
+
+def test_what_no_check_has_foreseen_is_reported_with_the_file(cfg, data, monkeypatch):
+    from pelk_mm.engine.dataset_check import reading
+
+    monkeypatch.setattr(reading.np, 'bincount', lambda labels: 1 / 0)
+    detail = found(check_dataset(cfg))['annotation']
+    assert detail == 'data/train/img/1.jpg: ZeroDivisionError: division by zero'
+
+
 def test_small_images_of_a_test(cfg, data):
     save(data / 'val', 'tile', NOISE[:20, :24])
     assert (
@@ -397,26 +407,6 @@ def test_long_lists_are_cut_and_json_has_all(cfg, data):
     assert sum(finding['kind'] == 'image_unreadable' for finding in findings) == 5
 
 
-class DiesAt:
-    """Returns the double of a number, and ends its process at some."""
-
-    def __init__(self, *numbers):
-        self.numbers = numbers
-
-    def __call__(self, number):
-        if number in self.numbers:
-            os._exit(9)
-        return 2 * number
-
-
-def test_process_that_dies_is_blamed_on_its_number():
-    results = dict(run_in_processes(DiesAt(3, 21), 40, workers=2))
-    assert sorted(results) == list(range(40))
-    died = {n for n, result in results.items() if isinstance(result, WorkerDiedError)}
-    assert died == {3, 21}
-    assert all(results[n] == 2 * n for n in results.keys() - died)
-
-
 def test_file_that_kills_its_reader_is_named(cfg, data, monkeypatch):
     from pelk_mm.engine.dataset_check import reading
 
@@ -432,12 +422,6 @@ def test_file_that_kills_its_reader_is_named(cfg, data, monkeypatch):
     assert found(reports)['reader_died'] == 'data/train/img/odd.jpg'
     assert reports[0].images == 3
     assert reports[0].images_with['sky'] == 2
-
-
-def test_progress_without_a_terminal_is_a_line_per_tenth(capsys):
-    assert list(show_progress(range(100), 'train', 100)) == list(range(100))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f'train: {10 * n} of 100' for n in range(1, 11)]
 
 
 def test_kinds_are_phrased():

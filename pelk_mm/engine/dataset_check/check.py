@@ -116,7 +116,8 @@ def _check_split(
     if samples:
         names = dict.fromkeys(c for part in parts for c in part.classes or ())
         never = [label for label in names if not report.counts[label]]
-        if never:
+        # A test set may have no annotations at all.
+        if never and any(report.counts.values()):
             listed = ', '.join(map(repr, never[:20])) + ', ...' * (len(never) > 20)
             detail = f'{len(never)} of {len(names)}: {listed}'
             place = f'{name}_dataloader.dataset'

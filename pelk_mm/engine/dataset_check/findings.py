@@ -104,8 +104,8 @@ KINDS = {
     ),
     'leak': Kind(
         'warning',
-        'image that another split has too: what is evaluated was trained on',
-        'keep it in one split',
+        'image that another split has too',
+        'keep it in one split: what is trained on says nothing when it is evaluated',
     ),
     # ------------------------------------------------------------------ label maps
     'labels_missing': Kind(
@@ -144,7 +144,9 @@ KINDS = {
         'export it again',
     ),
     'annotation': Kind(
-        'error', 'annotation that mm cannot load', 'correct it in the annotation file'
+        'error',
+        'annotation that mm cannot load',
+        'correct it, or remove it and its image',
     ),
     'ids': Kind(
         'error',

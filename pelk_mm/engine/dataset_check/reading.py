@@ -87,18 +87,25 @@ class SampleReader:
         """Read a sample; whatever is wrong with it is among its findings."""
         info = self.dataset.get_data_info(number)
         sample = Sample(str(info.get('img_path', f'sample {number}')))
+        try:
+            self._check(info, sample)
+        except Exception as error:  # what no check has foreseen stops no other file
+            reason = f'{type(error).__name__}: {first_line(error)}'
+            self._note(sample, 'annotation', reason)
+        return sample
+
+    def _check(self, info: dict[str, Any], sample: Sample) -> None:
         facts = self._check_file(info, sample)
         if facts is not None and facts.fault:
             image = None
         else:
             image = self._load_image(info, sample, facts)
-        if info.get('seg_map_path') and self._label_steps:
-            self._check_label_map(info, sample, image, facts)
         if 'instances' in info:
             self._check_objects(info, sample, image, facts)
+        elif info.get('seg_map_path') and self._label_steps:
+            self._check_label_map(info, sample, image, facts)
         elif np.ndim(info.get('gt_label', [])) == 0:
             sample.labels = {int(info['gt_label']): 1}
-        return sample
 
     def _note(self, sample: Sample, kind: str, detail: str = '', at: str = '') -> None:
         sample.findings.append(Finding(kind, at or sample.image, detail))

@@ -1,6 +1,7 @@
 """Run a function over numbers in processes of which any may die."""
 
 import multiprocessing
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ class WorkerDiedError(Exception):
 def _start(function: Callable[[int], Any]) -> None:
     global _function
     _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -12,6 +12,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from pelk_mm.checkpoints.files import first_line
+
 from .config_edit import crop_sizes
 from .random_state import preserve_random_state
 
@@ -85,7 +87,8 @@ class SegDataCheckHook(Hook):
             )
         with preserve_random_state():
             for index in range(min(self.FIRST_IMAGES, len(dataset))):
-                self._check_sample(runner, 'train', dataset[index]['data_samples'])
+                sample = self._load(runner, dataset, index)
+                self._check_sample(runner, 'train', sample)
         sizes = crop_sizes(runner.cfg)
         if len(set(sizes.values())) > 1:
             listed = ', '.join(f'{place} {size}' for place, size in sizes.items())
@@ -142,6 +145,23 @@ class SegDataCheckHook(Hook):
                     'in every head (pelk_mm.engine.set_num_classes does), or the '
                     "data set's metainfo=dict(classes=...)"
                 )
+
+    @staticmethod
+    def _load(runner: Runner, dataset: Any, index: int) -> Any:
+        try:
+            return dataset[index]['data_samples']
+        except Exception as error:  # whatever a transform raises, without the file
+            # MultiImageMixDataset, which mixes several, has no such function.
+            find = getattr(dataset, 'get_data_info', None)
+            info = find(index) if find else {}
+            files = ' or '.join(
+                str(info[key]) for key in ('img_path', 'seg_map_path') if info.get(key)
+            )
+            files = files or f'sample {index} of train_dataloader.dataset'
+            raise DataCheckError(
+                f'{files} cannot be loaded: {first_line(error)}; `pelk-mm '
+                f'check_dataset {runner.cfg.filename or "CONFIG"}` names all such files'
+            ) from error
 
     @staticmethod
     def _check_sample(runner: Runner, mode: str, sample: Any) -> None:

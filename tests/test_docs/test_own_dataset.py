@@ -190,6 +190,25 @@ def test_small_tiles(load, tmp_path):
     assert result.pred_sem_seg.shape == (20, 24)
 
 
+def test_data_is_checked_first(load, streets, balloons, run_tool, monkeypatch):
+    monkeypatch.setattr('gc.collect', lambda: 0)  # mmengine does for each data set
+    commands = re.findall(r'pelk-mm check_dataset (.*)', PAGE)
+    commands = [command for command in commands if command.endswith(('.py', '.json'))]
+    assert len(commands) == 2
+    load('camvid_pelk_t')
+    (streets / 'img_dir/train/0.jpg').write_bytes(b'')
+    for command in [*commands, 'balloons_pelk_t.py']:
+        command = command.replace('--workers 8', '--workers 0').split()
+        workers = [] if '--workers' in command else ['--workers', '0']
+        finished = run_tool('tools/check_dataset.py', *command, *workers)
+        assert '## train: ' in finished.stdout
+        assert '## val: ' in finished.stdout
+        bad = command[0].startswith('camvid')
+        assert ('0.jpg: is empty (0 bytes)' in finished.stdout) == bad
+        assert finished.returncode == bad, finished.stdout
+    assert Path('found.json').is_file()
+
+
 def test_detector_trains(load, narrow, balloons, tmp_path):
     cfg = narrow(load('balloons_pelk_t'), 'detector', tmp_path / 'out')
     heads = [*cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]

@@ -231,7 +231,7 @@ def _time(
     if not works:
         return
     say(f'{len(works)} forms in turns, {turns} times or more')
-    times = collect_turns(works, seconds, turns)
+    times = collect_turns(works, seconds, turns, say)
     for number, taken in times.items():
         row = rows[number]
         if row.problem is None:

@@ -50,7 +50,10 @@ def timer_for(device: str, own_stream: bool = False) -> Timer:
 
 
 def collect_turns(
-    works: Mapping[Name, Callable[[], float]], seconds: float = 0.0, turns: int = 3
+    works: Mapping[Name, Callable[[], float]],
+    seconds: float = 0.0,
+    turns: int = 3,
+    say: Callable[[str], object] = lambda text: None,
 ) -> dict[Name, list[float]]:
     """Run works in turns: once beforehand, then until time is up.
 
@@ -61,6 +64,7 @@ def collect_turns(
         works: What to run, by name; each returns the seconds that it took.
         seconds: Time to spend, about.
         turns: Least number of turns that count.
+        say: Told of every turn that is done.
 
     Returns:
         The seconds of every turn that counts, by name.
@@ -76,4 +80,5 @@ def collect_turns(
         for name in order:
             times[name].append(works[name]())
         done += 1
+        say(f'turn {done}')
     return times

@@ -227,20 +227,14 @@ def check_onnx(model, images, tmp_path, dynamo):
         assert_same(onnx_maps(path, other), model(other))
 
 
-EXPORTERS = pytest.mark.parametrize(
-    'dynamo', [True, False], ids=['export', 'torchscript']
-)
-
-
-@EXPORTERS
-def test_onnx_of_pelk(randomise, images, tmp_path, dynamo):
-    """One model of those below, which take a minute."""
+def test_onnx_of_pelk(randomise, images, tmp_path):
+    """One model and exporter of those below, which take minutes."""
     model = randomise(BACKBONES['pelk']()).eval()
-    check_onnx(model, images, tmp_path, dynamo)
+    check_onnx(model, images, tmp_path, dynamo=False)
 
 
 @pytest.mark.slow
-@EXPORTERS
+@pytest.mark.parametrize('dynamo', [True, False], ids=['export', 'torchscript'])
 def test_onnx(model, images, tmp_path, dynamo):
     check_onnx(model, images, tmp_path, dynamo)
 

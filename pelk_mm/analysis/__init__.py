@@ -1,1 +1,1 @@
-"""Studies of the models: complexity and the figures of the papers."""
+"""Studies of the models: size, speed, receptive fields, kernels, logs."""

@@ -102,6 +102,18 @@ def config_argument(argument: str) -> str:
         raise ArgumentTypeError(error) from error
 
 
+def positive(text: str) -> int:
+    """Type of an argparse argument: an integer of 1 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is less.
+    """
+    number = int(text)
+    if number < 1:
+        raise ArgumentTypeError(f'{number} is not positive')
+    return number
+
+
 def find_tools() -> dict[str, Path]:
     """Scripts of ``tools`` and ``tools/analysis`` by name, in alphabetical order."""
     folder = files_root() / 'tools'

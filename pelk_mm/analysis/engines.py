@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pelk_mm import ops
+from pelk_mm.conversion.onnx_file import to_onnx
 
 from .from_config import build_on_meta
 from .subjects import Predictions, Subject, UnavailableError
@@ -177,11 +178,6 @@ class Exported(TorchForm):
         return self.call()
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write an exported program as an ONNX file."""
-    torch.onnx.export(program, f=str(path), verbose=False)
-
-
 class Onnx(Exported):
     """By ONNX Runtime."""
 
@@ -204,7 +200,9 @@ class Onnx(Exported):
 
     def export(self) -> None:
         """Write the file."""
-        write_onnx(self.program(self.setting.amp), self.path)
+        import onnx
+
+        onnx.save(to_onnx(self.program(self.setting.amp)), self.path)
 
     def load(self) -> None:
         """Load the file, and put the images on the device."""

@@ -8,7 +8,6 @@ IJCNN 2020): the first principal component of the layer's maps, of no class.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pelk_mm.checkpoints.files import first_line
 from pelk_mm.install import install_command
+from pelk_mm_cli import did_you_mean
 
 from .images import to_rgb
 from .models import InferenceError, Model
@@ -89,11 +89,8 @@ def require_layer(model: Model, name: str) -> nn.Module:
     modules = dict(model.model.named_modules())
     if name and name in modules:
         return modules[name]
-    close = get_close_matches(name, modules, n=3)
-    hint = f'did you mean {" or ".join(close)}? ' if close else ''
-    raise InferenceError(
-        f'the model has no layer {name!r}; {hint}`--cam list` lists the layers'
-    )
+    hint = f'{did_you_mean(name, modules)} `--cam list` lists the layers'.lstrip()
+    raise InferenceError(f'the model has no layer {name!r}; {hint}')
 
 
 def require_category(model: Model, name: str) -> int:
@@ -111,10 +108,10 @@ def require_category(model: Model, name: str) -> int:
         return model.classes.index(name)
     if not model.classes and name.isdecimal():
         return int(name)
-    close = get_close_matches(name, model.classes, n=3)
-    hint = f'did you mean {" or ".join(close)}?' if close else 'give its number'
-    if model.classes and not close:
-        hint = f'it has {", ".join(model.classes[:5])}, ...'
+    known = f'it has {", ".join(model.classes[:5])}, ...'
+    hint = did_you_mean(name, model.classes) or (
+        known if model.classes else 'give its number'
+    )
     raise InferenceError(f'the model has no class {name!r}; {hint}')
 
 

@@ -10,13 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-
-def positive(text: str) -> int:
-    """A positive integer of the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{number} is not positive')
-    return number
+from pelk_mm_cli import positive
 
 
 def parse_args() -> argparse.Namespace:

@@ -98,8 +98,7 @@ class LargeKernelBackbone(BaseModule):
         channels: Width of each stage.
         depths: Layers in each stage, a layer being what the paper counts as one.
         out_indices: Stages whose feature maps are returned. Stages after the last of
-            them are built but not run; DistributedDataParallel then needs
-            ``find_unused_parameters=True``.
+            them are built, so that checkpoints fit, but neither run nor trained.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n
             stages with the downsampling before them.
         norm_eval: Whether BatchNorms keep their running statistics in training.
@@ -278,6 +277,10 @@ class LargeKernelBackbone(BaseModule):
         return 1
 
     def _freeze_stages(self) -> None:
+        # DistributedDataParallel waits in vain for gradients of what is not run.
+        used = self.out_indices[-1] + 1
+        for part in (*self.downsample_layers[used:], *self.stages[used:]):
+            part.requires_grad_(False)
         if self.frozen_stages < 0:
             return
         downsample_layers = self.downsample_layers[: max(self.frozen_stages, 1)]

@@ -6,11 +6,13 @@ from .data_check import SegDataCheckHook
 from .finite_loss import FiniteLossHook
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
+from .rank_data import RankDataHook
 
 __all__ = [
     'FiniteLossHook',
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',
+    'RankDataHook',
     'SafeCheckpointHook',
     'SegDataCheckHook',
     'set_crop_size',

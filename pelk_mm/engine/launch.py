@@ -3,12 +3,15 @@
 import argparse
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from torch import distributed
 
 from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.config_types import (
@@ -134,6 +137,51 @@ LOADERS = {
 }
 
 
+def _synchronised_norms(node: Any, path: str) -> Iterator[str]:
+    """Iterate over the paths of norms in nested dicts and lists that are SyncBN."""
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            yield path
+        children: Iterable[tuple[Any, Any]] = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        yield from _synchronised_norms(child, f'{path}.{key}')
+
+
+def join_cpu_ranks(cfg: Config) -> list[str]:
+    """Join the other processes of a run on the CPU, as mmengine does with GPUs alone.
+
+    It calls ``torch.cuda`` before it connects, and hands the wrapper of the model the
+    number of a GPU. A run that is connected already it leaves alone. SyncBNs, which
+    torch computes on GPUs alone, become BNs, each with its own process's statistics.
+
+    Args:
+        cfg: The config. Of ``env_cfg.dist_cfg`` the timeout counts; gloo is the only
+            backend that every torch has for the CPU.
+
+    Returns:
+        Settings that its framework's tool needs, for ``--cfg-options``.
+    """
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    seconds = dist_cfg.get('timeout')
+    timeout = {} if seconds is None else dict(timeout=timedelta(seconds=seconds))
+    distributed.init_process_group('gloo', **timeout)
+    settings = [f'{path}.type=BN' for path in _synchronised_norms(cfg.model, 'model')]
+    settings.append('model_wrapper_cfg.device_ids=None')
+    if 'model_wrapper_cfg' not in cfg:
+        # What mmengine sets where a config has no wrapper.
+        unused = bool(cfg.get('find_unused_parameters', False))
+        settings += [
+            'model_wrapper_cfg.type=MMDistributedDataParallel',
+            'model_wrapper_cfg.broadcast_buffers=False',
+            f'model_wrapper_cfg.find_unused_parameters={unused}',
+        ]
+    return settings
+
+
 #: Error numbers of a full disk, an exhausted quota and a limit on the size of files.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -151,8 +199,9 @@ def hand_over(tool: str) -> None:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--launcher', default='none')
     args, _ = parser.parse_known_args()
-    arguments = sys.argv[1:]
+    arguments, settings = sys.argv[1:], list[str]()
     # Only the framework knows which arguments are values of its flags.
     config = next((arg for arg in arguments if is_config_name(arg)), None)
     try:
@@ -164,10 +213,14 @@ def hand_over(tool: str) -> None:
             require_entries(cfg, tool)
             require_data_roots(cfg, LOADERS[tool])
             if 'default_scope' not in cfg:
-                arguments += ['--cfg-options', f'default_scope={framework}']
+                settings.append(f'default_scope={framework}')
         path = find_tool(framework, tool)
+        if config is not None and args.launcher == 'pytorch' and get_device() == 'cpu':
+            settings += join_cpu_ranks(cfg)
     except (LaunchError, ConfigError) as error:
         sys.exit(f'{tool}: {error}')
+    if settings:
+        arguments += ['--cfg-options', *settings]
     try:
         run_script(path, arguments, parser.prog)
     except (CheckpointError, DataCheckError, NotFiniteError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import nn
+from torch import distributed, nn
 
 from pelk_mm.engine import FiniteLossHook, IterationSeedHook
 from pelk_mm.sparsity import DynamicSparsityHook
@@ -71,6 +72,8 @@ def make_small():
         checkpoint=None,
         lr=0.01,
         ranks=1,
+        data=None,
+        sampler=None,
         **kwargs,
     ):
         torch.manual_seed(0)
@@ -84,10 +87,11 @@ def make_small():
             model=model or Small(),
             work_dir=str(folder),
             train_dataloader=dict(
-                dataset=Noise(),
+                dataset=data or Noise(),
                 **loading,
                 persistent_workers=workers > 0,
-                sampler=dict(
+                sampler=sampler
+                or dict(
                     type='DefaultSampler' if epochs else 'InfiniteSampler',
                     shuffle=True,
                 ),
@@ -173,6 +177,35 @@ def read_status(status):
     return 0
 
 
+def run_two_ranks(store, function):
+    """Runs a function in two connected processes; returns what each made of its rank.
+
+    Args:
+        store: Path of a new file by which they find each other.
+        function: Called with the rank; returns what `torch.load` reads with weights.
+    """
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+                distributed.init_process_group(
+                    'gloo', f'file://{store}', rank=rank, world_size=2
+                )
+                torch.save(function(rank), f'{store}_{rank}')
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    assert [read_status(status) for status in statuses] == [0, 0]
+    return [torch.load(f'{store}_{rank}', weights_only=True) for rank in range(2)]
+
+
 def differing(checkpoint, expected):
     """Names of the tensors that differ in any bit between two states."""
     assert checkpoint.keys() == expected.keys()
@@ -194,6 +227,7 @@ def kills():
     return SimpleNamespace(
         dying_at=dying_at,
         run_forked=run_forked,
+        run_two_ranks=run_two_ranks,
         read_status=read_status,
         differing=differing,
         temporary_files=temporary_files,

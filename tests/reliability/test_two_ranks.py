@@ -1,14 +1,19 @@
-"""Two processes: one decides what is resumed, and no layer is waited for in vain."""
-
-import json
-import os
+"""Two processes: one decides what is resumed, and none is waited for in vain."""
 
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from torch import distributed
 
+from pelk_mm.engine import RankDataHook
+from pelk_mm.engine.data_check import DataCheckError
 from pelk_mm.engine.finite_loss import NotFiniteError
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available(), reason='torch is built without'
+)
 
 
 class Spoil(Hook):
@@ -25,43 +30,26 @@ class Spoil(Hook):
 def run_ranks(make_small, kills, tmp_path):
     """Runs a training in two forked processes; returns what each noted."""
 
-    def run(name, **settings):
+    def run(name, lengths=None, **settings):
         def train(rank):
-            distributed.init_process_group(
-                'gloo', f'file://{tmp_path / name}', rank=rank, world_size=2
-            )
+            if lengths:
+                settings['data'] = Part(lengths)
             runner = make_small(tmp_path / 'out', ranks=2, **settings)
             note = {}
             try:
                 runner.train()
-            except NotFiniteError as error:
+            except (NotFiniteError, DataCheckError) as error:
                 note['error'] = str(error)
             weights = runner.model.module.state_dict().values()
             note['weights'] = [value.double().sum().item() for value in weights]
             note['start'] = runner._load_from
-            (tmp_path / f'{name}_{rank}.json').write_text(json.dumps(note))
+            return note
 
-        children = []
-        for rank in range(2):
-            child = os.fork()
-            if child == 0:
-                status = 1
-                try:
-                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-                    train(rank)
-                    status = 0
-                finally:
-                    os._exit(status)
-            children.append(child)
-        for child in children:
-            assert kills.read_status(os.waitpid(child, 0)[1]) == 0
-        paths = [tmp_path / f'{name}_{rank}.json' for rank in range(2)]
-        return [json.loads(path.read_text()) for path in paths]
+        return kills.run_two_ranks(tmp_path / name, train)
 
     return run
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason='torch is built without')
 def test_both_resume_from_what_the_first_one_finds(run_ranks, tmp_path):
     whole = run_ranks('whole')
     assert whole[0]['weights'][:4] == whole[1]['weights'][:4]
@@ -71,7 +59,6 @@ def test_both_resume_from_what_the_first_one_finds(run_ranks, tmp_path):
     assert [note['weights'] for note in again] == [note['weights'] for note in whole]
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason='torch is built without')
 def test_both_stop_where_one_of_them_has_no_finite_loss(run_ranks, tmp_path):
     notes = run_ranks('bad', hooks=[Spoil()])
     assert 'iteration 4: the gradients of 8 of 8 parameters' in notes[0]['error']
@@ -85,3 +72,80 @@ def test_both_stop_where_one_of_them_has_no_finite_loss(run_ranks, tmp_path):
         torch.isfinite(torch.tensor(note['weights'][:1])).all() for note in notes
     )
     assert not (tmp_path / 'out' / 'iter_4.pth').exists()
+
+
+class Part(torch.utils.data.Dataset):
+    """As many images as the rank's copy of the data has."""
+
+    def __init__(self, lengths):
+        self.length = lengths[get_rank()]
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((3, 9, 9), index / 16))
+
+
+class Broken(DefaultSampler):
+    """Rank 1 leaves out what would be its last batch."""
+
+    def __iter__(self):
+        indices = list(super().__iter__())
+        return iter(indices[:-4] if self.rank == 1 else indices)
+
+
+def test_a_rank_that_has_fewer_batches(run_ranks):
+    """17 images that are not filled up to 18 are 3 batches of 4 here, there 2."""
+    notes = run_ranks(
+        'fewer',
+        epochs=True,
+        lengths=[17, 17],
+        sampler=dict(type='DefaultSampler', shuffle=True, round_up=False),
+        hooks=[RankDataHook()],
+    )
+    message = (
+        'train_dataloader has 3 batches per epoch in rank 0, but 2 in rank 1; let its '
+        "sampler repeat samples until all ranks have as many: dict(type='DefaultSamp"
+    )
+    assert all(note['error'].startswith(message) for note in notes)
+
+
+@pytest.mark.parametrize('epochs', [False, True])
+def test_a_rank_that_has_fewer_images(run_ranks, epochs):
+    notes = run_ranks('images', epochs=epochs, lengths=[16, 12], hooks=[RankDataHook()])
+    for note in notes:
+        assert 'has 16 samples in rank 0, but 12 in rank 1; give every' in note['error']
+
+
+def test_a_rank_whose_data_end_early_says_so_and_does_not_go_on(
+    make_small, kills, tmp_path
+):
+    """Its end closes the connection, so that the other does not wait either."""
+
+    def train(rank):
+        sampler = dict(type=Broken, shuffle=True)
+        hooks = [RankDataHook()]
+        runner = make_small(
+            tmp_path / 'out', ranks=2, epochs=True, sampler=sampler, hooks=hooks
+        )
+        try:
+            runner.train()
+        except (DataCheckError, RuntimeError) as error:
+            # As the end of the process would.
+            torch.distributed.destroy_process_group()
+            return type(error).__name__, str(error)
+        return None
+
+    first, second = kills.run_two_ranks(tmp_path / 'early', train)
+    assert first[0] == 'RuntimeError'
+    assert second[0] == 'DataCheckError'
+    assert second[1].startswith(
+        'the training data of rank 1 ended after 1 of 2 batches; Broken or the batch'
+    )
+
+
+def test_ranks_of_as_much_data_go_on(run_ranks):
+    whole = run_ranks('equal', epochs=True, hooks=[RankDataHook()])
+    assert [note.get('error') for note in whole] == [None, None]
+    assert whole[0]['weights'][:4] == whole[1]['weights'][:4]

@@ -419,6 +419,21 @@ def test_bad_arch_dicts(build):
             build(arch=value)
 
 
+def test_stages_that_are_not_run_are_not_trained(build):
+    """So that no process waits for their gradients, and none decays their weights."""
+    model = build(out_indices=(0, 1)).train()
+    total(model(torch.randn(1, 3, 64, 96))).backward()
+    unused = {
+        name
+        for name, _ in model.named_parameters()
+        if name.split('.')[0] in ('stages', 'downsample_layers')
+        and int(name.split('.')[1]) > 1
+    }
+    found = {n: (p.requires_grad, p.grad is None) for n, p in model.named_parameters()}
+    assert unused == {name for name, state in found.items() if state == (False, True)}
+    assert set(found.values()) == {(False, True), (True, False)}
+
+
 def test_arch_settings_are_not_shared(build):
     cls = type(build())
     name = next(iter(cls.arch_settings))

@@ -1,9 +1,11 @@
+import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from pelk_mm.engine import launch
 from pelk_mm.engine.launch import (
@@ -161,6 +163,69 @@ def test_scope_that_a_config_leaves_out(tmp_path, monkeypatch, scope, added):
     monkeypatch.setattr(sys, 'argv', ['train', str(path), '--amp'])
     launch.hand_over('train')
     assert started[0][1] == [str(path), '--amp', *added]
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Arguments with which a launch joins other processes; it does not here."""
+    calls = []
+    monkeypatch.setattr(
+        launch.distributed,
+        'init_process_group',
+        lambda *args, **kwargs: calls.append((args, kwargs)),
+    )
+    return calls
+
+
+def test_ranks_on_the_cpu_join_by_gloo(joined, tmp_path, monkeypatch):
+    path = tmp_path / 'a.py'
+    path.write_text(
+        'default_scope = "mmseg"\n'
+        'norm_cfg = dict(type="SyncBN")\n'
+        'model = dict(backbone=dict(norm_cfg=norm_cfg), heads=[dict(norm=norm_cfg)])\n'
+        'train_dataloader = train_cfg = optim_wrapper = dict()\n'
+        'env_cfg = dict(dist_cfg=dict(backend="nccl", timeout=90))\n'
+    )
+    started = []
+    monkeypatch.setattr(launch, 'run_script', lambda *args: started.append(args[1]))
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    for launcher in ('pytorch', 'none'):
+        monkeypatch.setattr(sys, 'argv', ['train', str(path), '--launcher', launcher])
+        launch.hand_over('train')
+    assert joined == [(('gloo',), dict(timeout=timedelta(seconds=90)))]
+    with_ranks, alone = started
+    assert with_ranks[:4] == [str(path), '--launcher', 'pytorch', '--cfg-options']
+    assert alone == [str(path), '--launcher', 'none']
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(read_settings(with_ranks[4:]))
+    assert cfg.model.backbone.norm_cfg.type == cfg.model.heads[0].norm.type == 'BN'
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+    )
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(sys, 'argv', ['train', str(path), '--launcher', 'pytorch'])
+    launch.hand_over('train')
+    assert len(joined) == 1
+    assert started[2] == [str(path), '--launcher', 'pytorch']
+
+
+def test_ranks_on_the_cpu_keep_a_wrapper_of_the_config(joined):
+    wrapper = dict(type='MMSeparateDistributedDataParallel')
+    cfg = Config(dict(model={}, model_wrapper_cfg=wrapper))
+    assert launch.join_cpu_ranks(cfg) == ['model_wrapper_cfg.device_ids=None']
+    cfg = Config(dict(model={}, find_unused_parameters=True))
+    wanted = 'model_wrapper_cfg.find_unused_parameters=True'
+    assert wanted in launch.join_cpu_ranks(cfg)
+    assert joined == [(('gloo',), {})] * 2
+
+
+def read_settings(values):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *values]).cfg_options
 
 
 NEW_STYLE = """

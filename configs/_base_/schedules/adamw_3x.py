@@ -34,4 +34,5 @@ default_hooks = dict(
     # With randomness=dict(seed=0) a resumed run is the uninterrupted one.
     iteration_seed=dict(type='IterationSeedHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    rank_data=dict(type='RankDataHook'),
 )

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pelk_mm.checkpoints.weights import find_weights
+from pelk_mm.checkpoints.weights import find_weights, printable, require_ordinary
 
 #: Colours of the two histograms.
 BLUE, ORANGE = '#4477aa', '#ee7733'
@@ -58,7 +58,7 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
         if no name starts with ``backbone.``.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or they or the masks are no ordinary tensors.
     """
     _, state = find_weights(checkpoint)
     weights = {
@@ -66,20 +66,38 @@ def read_layers(checkpoint: Mapping[str, Any]) -> list[Layer]:
         for name, value in state.items()
         if torch.is_tensor(value) and value.ndim in (2, 4) and value.numel()
     }
-    sparsity = checkpoint.get('sparsity')
-    active: dict[str, int] = {}
-    if isinstance(sparsity, Mapping):
-        active = {name: int(mask.sum()) for name, mask in sparsity['masks'].items()}
-        chosen = [name for name in weights if name in {*active, *sparsity['dense']}]
-    else:
-        chosen = [name for name in weights if name.startswith('backbone.')]
+    require_ordinary(weights)
+    if any(value.is_complex() for value in weights.values()):
+        raise ValueError('the checkpoint has complex weights, which have no histogram')
+    active, dense = _read_masks(checkpoint.get('sparsity'))
+    chosen = [name for name in weights if name in active or name in dense]
+    if not active and not dense:
+        chosen = [name for name in weights if str(name).startswith('backbone.')]
     layers = [
-        Layer(name, weights[name].float(), active.get(name))
+        Layer(printable(name), weights[name].float(), active.get(name))
         for name in chosen or weights
     ]
     if not layers:
         raise ValueError('the checkpoint has no 2-D or 4-D weights')
     return layers
+
+
+def _read_masks(sparsity: Any) -> tuple[dict[str, int], list[str]]:
+    """Active weights by name, and the names of dense layers, that a hook has noted.
+
+    Raises:
+        ValueError: If it is not what `DynamicSparsityHook` notes.
+    """
+    if not isinstance(sparsity, Mapping):
+        return {}, []
+    masks, dense = sparsity.get('masks'), sparsity.get('dense')
+    if not isinstance(masks, Mapping) or not isinstance(dense, (list, tuple)):
+        raise ValueError("the checkpoint's sparsity has no masks and dense layers")
+    require_ordinary(masks)
+    wrong = [name for name, mask in masks.items() if mask.dtype is not torch.bool]
+    if wrong:
+        raise ValueError(f'the mask of {printable(wrong[0])} is not of torch.bool')
+    return {name: int(mask.sum()) for name, mask in masks.items()}, list(dense)
 
 
 def format_table(layers: Sequence[Layer]) -> str:

@@ -3,10 +3,8 @@
 import argparse
 import hashlib
 import json
-import pickle
-import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +16,8 @@ from torch import Tensor
 from pelk_mm.files import write_atomically
 
 from .arrays import is_npz, is_plain_pickle, read_npz, read_pickle
+from .bounds import require_bounded
+from .errors import CheckpointError, explained, first_line
 from .loading import MMENGINE_TYPES, load_safetensors, load_weights_only
 
 Item = TypeVar('Item')
@@ -32,6 +32,9 @@ TRAINING_SCRIPT_TYPES = (argparse.Namespace,)
 #: Types of arrays of anything but numbers, as class names may be kept in.
 _ARRAY_TYPES = tuple(type(np.dtype(code)) for code in ('U', 'S', 'O'))
 
+#: What a file of ``torch.save`` may ask for beyond tensors and plain containers.
+KNOWN_TYPES = (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES, *_ARRAY_TYPES)
+
 #: Endings of the files that can be written.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 
@@ -39,15 +42,6 @@ SUFFIXES = ('.pth', '.pt', '.safetensors')
 _LEGACY_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 
 _CHUNK = 1 << 24
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be converted; the message is a sentence that says why."""
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def untracked(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
@@ -65,47 +59,41 @@ def file_sha256(path: Path, track: Track = untracked) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """Load a checkpoint of any format, its tensors left in the file's memory.
+def read_checkpoint(
+    path: str | Path,
+    map_location: Any = 'cpu',
+    types: Sequence[Any] = KNOWN_TYPES,
+    mmap: bool = True,
+) -> Any:
+    """Load a checkpoint of any format.
 
     Args:
         path: A file of ``torch.save``, of either of its formats, or of safetensors; or
             arrays by name, as a plain pickle or an ``.npz``.
+        map_location: As for ``torch.load``, of whose files alone it is heeded.
+        types: Types that a file of ``torch.save`` may ask for.
+        mmap: Whether to leave its tensors in the file's memory.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, something else, or asks for
-            types that could run code; nothing is executed in any case.
+        CheckpointError: If the file is missing, damaged, something else, claims more
+            values than it can hold, or asks for types that could run code; nothing is
+            executed in any case.
     """
     path = Path(path)
-    try:
-        return _read(path)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} {error}') from error
-    except (ImportError, FileNotFoundError, PermissionError) as error:
-        raise CheckpointError(str(error)) from error
-    except Exception as error:  # whatever a parser raises at meaningless bytes
-        reason = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):
-            if 'could run code' in str(error):
-                # What `load_weights_only` says has the file's name in it already.
-                message = first_line(error)
-                name = '' if str(path) in message else f'{path} '
-                raise CheckpointError(name + message) from error
-            # The reason follows a page of advice that would not help here.
-            details = re.search(r'Unpickler error:\s*(.+)', str(error))
-            reason = details[1] if details else 'its pickle is malformed'
-        reason = ascii(reason[:200])[1:-1]
-        raise CheckpointError(
-            f'{path} is damaged or not a checkpoint ({reason}); download it again'
-        ) from error
+    with explained(path):
+        content = _read(path, map_location, types, mmap)
+        require_bounded(content, path.stat().st_size)
+        return content
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, map_location: Any, types: Sequence[Any], mmap: bool) -> Any:
     """Load a file or raise what it is instead, a phrase that goes on from its name."""
     if path.is_dir():
         raise CheckpointError('is a folder; give a checkpoint file')
     if not path.exists():
         raise CheckpointError('does not exist')
+    if not path.is_file():
+        raise CheckpointError('is a device or a pipe; give a checkpoint file')
     with path.open('rb') as file:
         head = file.read(512)
     if not head:
@@ -141,8 +129,7 @@ def _read(path: Path) -> Any:
             'is not a checkpoint: neither torch.save nor safetensors writes files that '
             'begin like it'
         )
-    types = (*MMENGINE_TYPES, *TRAINING_SCRIPT_TYPES, *_ARRAY_TYPES)
-    return load_weights_only(path, 'cpu', types, mmap=zipped)
+    return load_weights_only(path, map_location, types, mmap=mmap and zipped)
 
 
 def _check_archive(path: Path) -> None:

@@ -1,47 +1,24 @@
-"""Loading checkpoints without running what they carry.
+"""Loading files of ``torch.save`` and safetensors without running what they carry.
 
 PyTorch 2.6 made ``torch.load`` refuse everything but tensors and plain containers,
 and mmengine's own training checkpoints hold more than that: the buffers of its log
-and numpy numbers. Importing this module replaces loaders of mmengine by ones that
-accept exactly those types and refuse anything else by name:
-
-========================================  =============================================
-local files                               replaced; ``.safetensors`` can be read too
-``http://``, ``https://``                 replaced; mmengine's own executes what a
-                                          file carries (``weights_only=False``)
-``torchvision://``, ``modelzoo://``,      covered: mmengine looks their URLs up and
-``openmmlab://``, ``open-mmlab://``,      loads them with the replaced HTTP loader
-``mmcls://``
-``pavi://``, ``s3://``, ``petrel://``     not covered. mmengine 0.10.7 refuses its own
-                                          training checkpoints there; onedl-mmengine
-                                          0.10.12 loads a file that is refused once
-                                          more with ``weights_only=False``. Download
-                                          such a file and load it as a local one.
-========================================  =============================================
-
-``PELK_MM_KEEP_LOADERS=1`` in the environment, set before the first import of
-``pelk_mm``, leaves all of mmengine's loaders as they are. What ``pelk_mm`` itself
-loads is loaded by `load_weights_only` in any case.
+and numpy numbers. Exactly those types are accepted, anything else is refused by name.
 """
 
+import codecs
 import json
-import os
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import checkpoint as mmengine_checkpoint
-from mmengine.runner.checkpoint import CheckpointLoader
+from torch import _weights_only_unpickler as unpickler
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
-#: Set to 1 before the first import, it leaves mmengine's loaders as they are.
-KEEP_LOADERS = 'PELK_MM_KEEP_LOADERS'
 
 
 def _history_statistic(owner: type, name: str) -> Any:
@@ -80,6 +57,45 @@ MMENGINE_TYPES: tuple[Any, ...] = (
 )
 
 
+def encode(text: str, encoding: str = 'latin1') -> bytes:
+    """Replace ``codecs.encode``, by which pickles of protocol 2 keep bytes.
+
+    The real one has codecs that double what they are given, such as ``hex``; a chain of
+    forty of them would not fit into any memory.
+    """
+    if encoding not in ('latin1', 'latin-1'):
+        raise pickle.UnpicklingError(f'an encoding {encoding!r:.40} is not allowed')
+    return codecs.encode(text, 'latin1')
+
+
+def _bytearray(*arguments: Any) -> bytearray:
+    """Replace ``bytearray``, of which a number makes that many bytes."""
+    if any(isinstance(argument, int) for argument in arguments):
+        raise pickle.UnpicklingError('a bytearray of a given size is not allowed')
+    return bytearray(*arguments)
+
+
+#: What torch itself lets files call and a few bytes can exhaust the memory with.
+_AMPLIFIERS = {'_codecs.encode': encode, 'builtins.bytearray': _bytearray}
+
+
+@contextmanager
+def safe_types(allowed: Iterable[Any]) -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` accept exactly some types more.
+
+    Args:
+        allowed: The types, as for ``torch.serialization.safe_globals``.
+    """
+    own = unpickler._get_allowed_globals()
+    replaced = {name: own[name] for name in _AMPLIFIERS if name in own}
+    with safe_globals(list(allowed)):
+        own.update({name: _AMPLIFIERS[name] for name in replaced})
+        try:
+            yield
+        finally:
+            own.update(replaced)
+
+
 def load_weights_only(
     path: str | Path,
     map_location: Any = None,
@@ -107,7 +123,7 @@ def load_weights_only(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
-    with safe_globals(list(allowed)):
+    with safe_types(allowed):
         try:
             return torch.load(
                 path, map_location=map_location, weights_only=True, mmap=mmap
@@ -158,75 +174,3 @@ def load_safetensors(path: str | Path) -> dict[str, Any]:
                 for colour in palette
             ]
     return {'meta': meta, 'state_dict': state_dict}
-
-
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a local checkpoint for mmengine, executing nothing it carries.
-
-    Args:
-        filename: The file; a name in ``.safetensors`` is read in that format.
-        map_location: As for ``torch.load``; safetensors come to the CPU.
-    """
-    if Path(filename).suffix == '.safetensors':
-        return load_safetensors(filename)
-    return load_weights_only(filename, map_location)
-
-
-def load_from_http(
-    filename: str,
-    map_location: Any = None,
-    model_dir: str | None = None,
-    progress: bool | None = None,
-) -> Any:
-    """Download a checkpoint once (rank 0 first) and load it as a local one is.
-
-    Args:
-        filename: The URL.
-        map_location: As for ``torch.load``.
-        model_dir: Where to keep the file; by default torch.hub's folder.
-        progress: Whether to show a progress bar; by default where the standard input
-            is a terminal, as mmengine does.
-    """
-    if progress is None:
-        progress = os.isatty(0)
-    if not is_main_process():
-        barrier()
-    with safe_globals(list(MMENGINE_TYPES)):
-        checkpoint = torch.hub.load_state_dict_from_url(
-            filename,
-            model_dir=model_dir,
-            map_location=map_location,
-            progress=progress,
-            weights_only=True,
-        )
-    if is_main_process():
-        barrier()
-    return checkpoint
-
-
-def replace_loaders() -> None:
-    """Replace mmengine's loaders as the module's docstring lists them."""
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-    CheckpointLoader.register_scheme(
-        ('http://', 'https://'), load_from_http, force=True
-    )
-    # The loaders that look a URL up call it by its name in their module.
-    mmengine_checkpoint.load_from_http = load_from_http
-
-
-def _keeps_loaders() -> bool:
-    """Read the environment.
-
-    Raises:
-        ValueError: If the variable is set to anything but 0 or 1.
-    """
-    value = os.environ.get(KEEP_LOADERS) or '0'
-    if value not in ('0', '1'):
-        raise ValueError(
-            f"{KEEP_LOADERS}={value} is neither 0 nor 1; 1 keeps mmengine's loaders"
-        )
-    return value == '1'
-
-
-if not _keeps_loaders():
-    replace_loaders()

@@ -66,6 +66,12 @@ class Source(NamedTuple):
     dropped: dict[str, str]
 
 
+def printable(name: Any) -> str:
+    """A name to print: one with control characters could steer the terminal."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
 def find_weights(
     content: Any, wrappers: Sequence[str] = WRAPPERS
 ) -> tuple[str | None, Mapping[Any, Any]]:
@@ -135,7 +141,7 @@ def select_weights(content: Any, ema: bool | None = None) -> Source:
         reason = _OTHER_WEIGHTS if name in WRAPPERS else _TRAINING
         if swapped and name in _SWAPPED:
             reason = _SWAPPED[name]
-        dropped[name if name.isprintable() else ascii(name)] = reason
+        dropped[printable(name)] = reason
     meta = content.get('meta')
     return Source(key, tensors, meta if isinstance(meta, dict) else {}, dropped)
 
@@ -201,6 +207,27 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         ) from error
 
 
+def require_ordinary(tensors: Mapping[Any, Any]) -> None:
+    """Check that values are tensors with each of their values in memory.
+
+    Raises:
+        CheckpointError: If one is not.
+    """
+    for name, tensor in tensors.items():
+        shown = printable(name)
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f'{shown} is a {type(tensor).__name__} where weights have a tensor'
+            )
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise CheckpointError(f'{shown} is a sparse or quantized tensor')
+        if tensor.device.type != 'cpu':
+            raise CheckpointError(f'{shown} is a tensor without values')
+        # A few bytes can pretend to be any number of values, all the same.
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f'{shown} repeats one value instead of holding all')
+
+
 def check_tensors(tensors: Mapping[str, Tensor], track: Track = untracked) -> None:
     """Check that tensors are ordinary, in memory, and finite.
 
@@ -209,13 +236,7 @@ def check_tensors(tensors: Mapping[str, Tensor], track: Track = untracked) -> No
     """
     infinite = []
     for name, tensor in track(tensors.items(), 'checking', len(tensors)):
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise CheckpointError(f'{name} is a sparse or quantized tensor')
-        if tensor.device.type != 'cpu':
-            raise CheckpointError(f'{name} is a tensor without values')
-        # A few bytes can pretend to be any number of values, all the same.
-        if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f'{name} repeats one value instead of holding all')
+        require_ordinary({name: tensor})
         if name.endswith('num_batches_tracked'):
             continue
         if tensor.dtype not in FLOATS:

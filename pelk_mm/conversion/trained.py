@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
-from pelk_mm.checkpoints.weights import find_weights
+from pelk_mm.checkpoints.weights import find_weights, printable, require_ordinary
 from pelk_mm.config_types import ConfigError, find_framework, read_config
 
 #: Entry of ``meta`` that marks a checkpoint in deployment form.
@@ -86,10 +86,16 @@ def fill(
     }
     for what, names in problems.items():
         if names:
-            shown = ', '.join(map(str, sorted(names)[:3])) + ', ...' * (len(names) > 3)
+            shown = ', '.join(sorted(map(printable, names))[:3]) + ', ...' * (
+                len(names) > 3
+            )
             raise CheckpointError(
                 f'{checkpoint} does not fit the config: {len(names)} {what} '
                 f'tensor{"s" * (len(names) > 1)} ({shown}); give the config that it '
                 'was trained with'
             )
+    try:
+        require_ordinary(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
     model.load_state_dict(state_dict)

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from pelk_mm.checkpoints.files import CheckpointError
+from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.files import write_atomically
 
 from .resume import LAST, ResumePoint, find_resume_point, require_readable
@@ -75,6 +75,28 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _explained(resume: Callable[..., None]) -> Callable[..., None]:
+    """``Runner.resume`` with a `CheckpointError` for whatever a state makes it raise.
+
+    States of the optimizer, the schedulers and the log are read by torch and mmengine,
+    which take them to be sound.
+    """
+
+    def call(filename: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            resume(filename, *args, **kwargs)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f'{filename} cannot be resumed: {type(error).__name__}: '
+                f'{first_line(error)}; resume another one, or start from its weights: '
+                f'load_from={filename} without --resume'
+            ) from error
+
+    return call
 
 
 class _LateRemoval:
@@ -140,6 +162,7 @@ class SafeCheckpointHook(CheckpointHook):
         """
         if not runner._resume or getattr(runner, '_has_loaded', False):
             return
+        runner.resume = _explained(runner.resume)
         found: list[Any] = [None]
         if is_main_process():
             try:

@@ -17,11 +17,11 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from pelk_mm.backbones import LargeKernelBackbone
-from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
-from pelk_mm.checkpoints.weights import find_weights
+from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.config_types import FRAMEWORKS, find_framework, read_config, type_name
 from pelk_mm.conversion.deploy import DEPLOYED
 from pelk_mm.conversion.notes import find_dataset_meta
+from pelk_mm.conversion.trained import load_weights
 
 from .images import read_image
 
@@ -169,10 +169,7 @@ def open_model(
     torch_device = _require_device(device)
     cfg = read_config(config)
     framework = _require_framework(cfg, config)
-    content = read_checkpoint(checkpoint)
-    _, weights = find_weights(content, ('state_dict',))
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, Mapping) else {}
+    weights, meta = load_weights(checkpoint)
     _prepare(cfg, framework, config)
     if meta.get(DEPLOYED):
         cfg.model.backbone.deploy = True

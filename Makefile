@@ -1,15 +1,22 @@
 # make demo: train and evaluate on drawn scenes.  make test: lint and test.
 # make docs: build the site into site/.  All set up what they need.
 # PYTHON and TORCH choose the interpreter and the torch;
-# STACK=onedl the maintained forks of the OpenMMLab packages, in an environment of its own.
+# STACK=onedl the maintained forks of the OpenMMLab packages, in an environment of its own;
+# LOCK=1 installs the versions and files that requirements/ names, hashes checked.
+# make lock writes requirements/ anew, make audit looks it up in an advisory database, and
+# make sbom lists what the environment has installed, as CycloneDX in build/sbom.json.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 STACK ?= openmmlab
+LOCK ?=
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
 # The variable silences an advertisement of the theme.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
-.PHONY: demo test docs env clean
+# uv, cyclonedx-bom and pip-audit, away from the packages that they look at.
+SUPPLY := .venv-supply
+
+.PHONY: demo test docs env lock sbom audit clean
 
 demo: env
 	$(VENV)/bin/python demo/demo.py
@@ -25,7 +32,24 @@ docs: env
 	$(BUILD_SITE)
 
 env:
-	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)' --stack '$(STACK)'
+	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)' --stack '$(STACK)' \
+	  $(if $(LOCK),--lock)
+
+$(SUPPLY)/done: requirements/supply.txt
+	@$(PYTHON) -m venv $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --require-hashes -r $<
+	@touch $@
+
+lock: $(SUPPLY)/done
+	@$(SUPPLY)/bin/python tools/supply_chain.py lock --torch '$(TORCH)'
+
+sbom: env $(SUPPLY)/done
+	@mkdir -p build
+	@$(SUPPLY)/bin/python tools/supply_chain.py sbom $(VENV) build/sbom.json
+
+audit: $(SUPPLY)/done
+	@$(SUPPLY)/bin/python tools/supply_chain.py audit
 
 clean:
-	rm -rf $(VENV) build site work_dirs
+	rm -rf $(VENV) $(SUPPLY) build site work_dirs

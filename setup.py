@@ -109,7 +109,7 @@ class BuildWithConfigs(build_py):
         for folder in ('configs', 'tools'):
             for path in sorted((ROOT / folder).rglob('*')):
                 # These serve a checkout alone: they set it up and write its files.
-                if path.name in ('setup_env.py', 'metafiles.py'):
+                if path.name in ('setup_env.py', 'supply_chain.py', 'metafiles.py'):
                     continue
                 if path.suffix in kinds and path.is_file():
                     yield path

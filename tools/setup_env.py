@@ -1,8 +1,9 @@
 """Create a virtual environment with everything that pelk_mm needs.
 
 mmcv ships no wheel for current PyTorch, so its operators are compiled here, once per
-version of torch and Python: the wheel is kept in a cache that knows both. Run again,
-it installs or builds only what has changed since.
+version of torch and Python: the wheel is kept in a cache that knows both. Its sources
+have to have the hash that the lock in requirements/ states; with --lock everything else
+has to as well. Run again, it installs or builds only what has changed since.
 
 Uses the standard library alone: it runs before anything is installed.
 """
@@ -21,6 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ROOT / 'pelk_mm' / 'ops'
+LOCKS = ROOT / 'requirements'
+# How the names of packages begin that some builds of torch need and others do not.
+TORCH_PACKAGES = ('torch', 'triton', 'nvidia-', 'cuda-')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'pelk_mm'
 # What wheels are compiled for, and what names of compiled modules end in.
 PRINT_TAGS = (
@@ -53,17 +57,30 @@ def pip(python: Path, *arguments: str) -> None:
         sys.exit(f'{result.stdout}\nsetup: pip {" ".join(arguments)} failed, see above')
 
 
-def build_wheel(python: Path, requirement: str, folder: Path) -> None:
+def pip_locked(python: Path, entries: list[str], *options: str) -> None:
+    """Let pip install entries of a lock, each of which states its hashes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / 'requirements.txt'
+        file.write_text('\n'.join(entries))
+        pip(python, 'install', '--require-hashes', *options, '-r', str(file))
+
+
+def build_wheel(
+    python: Path, requirement: str, folder: Path, entries: list[str] | None = None
+) -> None:
     """Compile a wheel into a folder, telling how far the compiler is.
 
-    The folder appears only when the wheel is complete.
+    The folder appears only when the wheel is complete. Where ``entries`` of a lock are
+    given, only sources with their hashes are compiled.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=folder.parent, ignore_cleanup_errors=True
     ) as scratch:
+        wheels, file = Path(scratch) / 'wheels', Path(scratch) / 'requirements.txt'
+        file.write_text('\n'.join(entries or [requirement]))
         command = [python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-deps']
-        command += ['--no-build-isolation', '-w', scratch, requirement]
+        command += ['--no-build-isolation', '-w', wheels, '-r', file]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -78,7 +95,11 @@ def build_wheel(python: Path, requirement: str, folder: Path) -> None:
                 say(f'compiling {requirement}: {step[1]} of {step[2]} files')
         if process.wait():
             sys.exit(f'{"".join(tail)}\nsetup: {requirement} did not compile')
-        os.replace(scratch, folder)
+        try:
+            os.replace(wheels, folder)
+        except OSError:  # another setup has compiled the same meanwhile
+            if not folder.is_dir():
+                raise
 
 
 def read_extra(name: str) -> list[str]:
@@ -92,6 +113,27 @@ def read_extra(name: str) -> list[str]:
     if not found:
         sys.exit(f'setup: pyproject.toml has no extra {name!r} with one line each')
     return found
+
+
+def read_lock(name: str) -> list[str]:
+    """Entries of a lock: a pinned requirement and the hashes of its files each."""
+    path = LOCKS / f'{name}.txt'
+    if not path.is_file():
+        sys.exit(f'setup: {path} does not exist; `make lock` writes it')
+    text = re.sub(r'(?m)^#.*\n?', '', path.read_text()).strip()
+    entries = re.split(r'\n(?=\w)', text) if text else []
+    for entry in entries:
+        if not re.match(
+            r'[\w.-]+==[^\n]+(\n +--hash=sha256:[0-9a-f]{64}[^\n]*)+', entry
+        ):
+            first = entry.splitlines()[0]
+            sys.exit(f'setup: {path} has no hash for {first!r}; `make lock` writes it')
+    return entries
+
+
+def locked_name(entry: str) -> str:
+    """Name of the package of an entry of a lock."""
+    return entry.partition('==')[0]
 
 
 def digest(files: list[Path], *texts: str) -> str:
@@ -108,6 +150,12 @@ def built_kernels(suffix: str) -> list[Path]:
     return sorted(OPS.rglob(f'*{suffix}'))
 
 
+def remove_kernels(suffix: str) -> None:
+    """Remove what was built: a build that fails leaves none, not one of old sources."""
+    for library in built_kernels(suffix):
+        library.unlink()
+
+
 def kernels_digest(suffix: str) -> str:
     """A hash of the kernels' sources and of what was built from them.
 
@@ -117,14 +165,50 @@ def kernels_digest(suffix: str) -> str:
     return digest([ROOT / 'setup.py', *sources, *built_kernels(suffix)])
 
 
-def mmcv_wheel(python: Path, requirement: str, tag: str) -> Path:
+def mmcv_wheel(python: Path, requirement: str, tag: str, stack: str) -> Path:
     """The wheel of mmcv whose operators were compiled for this very torch."""
     folder = CACHE / f'{requirement.replace("==", "-")}-{tag}'
     if not folder.is_dir():
+        pinned = re.compile(re.escape(requirement) + r'(?![\w.])')
+        entries = [entry for entry in read_lock(stack) if pinned.match(entry)]
+        if not entries:
+            sys.exit(
+                f'setup: the lock has no {requirement}; `make lock` writes it anew'
+            )
         say(f'compiling {requirement} for {tag}; this takes minutes, but only once')
-        build_wheel(python, requirement, folder)
+        build_wheel(python, requirement, folder, entries)
     (wheel,) = folder.glob('*.whl')
     return wheel
+
+
+def install_torch(python: Path, torch: str, lock: bool) -> None:
+    """Install torch and what compiling needs."""
+    say(f'installing {torch}')
+    if not lock:
+        pip(python, 'install', torch, 'numpy', *read_extra('build'))
+        return
+    entries = read_lock('torch')
+    pinned = [entry for entry in entries if re.match(r'torch==\S+', entry)]
+    if [entry.split()[0] for entry in pinned] == [torch.replace(' ', '')]:
+        pip_locked(python, entries)
+        return
+    others = [e for e in entries if not locked_name(e).startswith(TORCH_PACKAGES)]
+    pip_locked(python, others, '--no-deps')
+    say(f'{torch} is not the torch of the lock: it is installed without a hash')
+    pip(python, 'install', torch)
+
+
+def install_package(python: Path, stack: str, lock: bool) -> None:
+    """Install pelk_mm with what it and its tests need; mmcv is there already."""
+    say('installing pelk_mm with mmseg, mmdet and the test tools')
+    if not lock:
+        target = f'{ROOT}[{stack},dev]'
+        pip(python, 'install', '--no-build-isolation', '-e', target)
+        return
+    # The wheel of mmcv was compiled here, from sources that had their hash.
+    entries = [e for e in read_lock(stack) if not re.match(r'(onedl-)?mmcv==', e)]
+    pip_locked(python, entries, '--no-deps', '--no-build-isolation')
+    pip(python, 'install', '--no-build-isolation', '--no-deps', '-e', str(ROOT))
 
 
 def main() -> None:
@@ -138,6 +222,11 @@ def main() -> None:
         default='openmmlab',
         help='OpenMMLab as released, or its maintained forks (%(default)s)',
     )
+    parser.add_argument(
+        '--lock',
+        action='store_true',
+        help='install the versions and files that the locks in requirements/ name',
+    )
     args = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit(f'setup: Python {sys.version.split()[0]} is older than 3.10')
@@ -147,11 +236,13 @@ def main() -> None:
         say(f'creating {args.folder} with Python {sys.version.split()[0]}')
         venv.create(args.folder, with_pip=True)
     stamp = args.folder / '.pelk_mm'
-    packages = digest([ROOT / 'pyproject.toml', Path(__file__)], args.torch, args.stack)
+    sources = [ROOT / 'pyproject.toml', Path(__file__)]
+    if args.lock:
+        sources += [LOCKS / 'torch.txt', LOCKS / f'{args.stack}.txt']
+    packages = digest(sources, args.torch, args.stack)
     done = stamp.read_text().split() if stamp.is_file() else []
     if done[:1] != [packages]:
-        say(f'installing {args.torch}')
-        pip(python, 'install', args.torch, 'numpy', *read_extra('build'))
+        install_torch(python, args.torch, args.lock)
     tags = output_of(python, PRINT_TAGS)
     if tags is None:
         sys.exit(f'setup: torch does not import; remove {args.folder} and try again')
@@ -159,19 +250,16 @@ def main() -> None:
 
     if done[:2] != [packages, tag] or output_of(python, 'import mmcv.ops') is None:
         mmcv = next(name for name in read_extra(args.stack) if 'mmcv==' in name)
-        wheel = mmcv_wheel(python, mmcv, tag)
+        wheel = mmcv_wheel(python, mmcv, tag, args.stack)
         pip(python, 'install', '--no-deps', '--force-reinstall', str(wheel))
-        say('installing pelk_mm with mmseg, mmdet and the test tools')
-        target = ['-e', f'{ROOT}[{args.stack},dev]']
+        remove_kernels(suffix)
+        install_package(python, args.stack, args.lock)
     elif done[2:] != [kernels_digest(suffix)]:
         say('building the CPU kernels, whose sources have changed')
-        target = ['--no-deps', '-e', str(ROOT)]
+        remove_kernels(suffix)
+        pip(python, 'install', '--no-build-isolation', '--no-deps', '-e', str(ROOT))
     else:
         return
-    # A build that fails leaves none, rather than those of old sources.
-    for library in built_kernels(suffix):
-        library.unlink()
-    pip(python, 'install', '--no-build-isolation', *target)
     if output_of(python, 'import mmcv.ops') is None:
         sys.exit(f'setup: mmcv does not import; remove {CACHE} and try again')
     if not built_kernels(suffix):

@@ -1,5 +1,6 @@
 """Parts that plug into mmengine: layer decay, seeds, checks, edits of configs."""
 
+from .bfloat16 import Bfloat16OptimWrapper
 from .checkpoint_hook import SafeCheckpointHook
 from .config_edit import set_crop_size, set_num_classes
 from .data_check import SegDataCheckHook
@@ -8,6 +9,7 @@ from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
 from .random_state import IterationSeedHook
 
 __all__ = [
+    'Bfloat16OptimWrapper',
     'FiniteLossHook',
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',

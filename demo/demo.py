@@ -36,6 +36,11 @@ def parse_args() -> argparse.Namespace:
         type=number_in(10, 10**6),
         help="training iterations, instead of the config's own number",
     )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in mixed precision: bfloat16 on the CPU, float16 on a GPU',
+    )
     return parser.parse_args()
 
 
@@ -49,7 +54,7 @@ def main() -> None:
     warnings.filterwarnings('ignore', category=UserWarning, module='mmseg')
 
     try:
-        run_demo(args.config, args.out, args.seed, args.iters)
+        run_demo(args.config, args.out, args.seed, args.iters, amp=args.amp)
     except (FileExistsError, FileNotFoundError, PermissionError) as error:
         sys.exit(f'demo.py: error: {error}')
 

@@ -55,7 +55,9 @@ def claim_folder(folder: Path, settings: Mapping[str, object]) -> None:
             old.unlink()
 
 
-def make_config(config: Path, folder: Path, seed: int, iters: int | None) -> Config:
+def make_config(
+    config: Path, folder: Path, seed: int, iters: int | None, amp: bool = False
+) -> Config:
     """Load the demonstration's config and fit it to a folder and a length.
 
     Args:
@@ -63,9 +65,12 @@ def make_config(config: Path, folder: Path, seed: int, iters: int | None) -> Con
         folder: The demonstration's folder.
         seed: Seed of the training.
         iters: Number of iterations, 2 or more, or None for the config's own.
+        amp: Whether to train in mixed precision, as ``--amp`` of the tools does.
     """
     cfg = load_config(config, folder / 'training', folder / DATA, iters, evaluations=5)
     cfg.randomness = dict(seed=seed)
+    if amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     # The config names mmseg's own metric, so that it works without this folder too.
     cfg.val_evaluator.type = cfg.test_evaluator.type = OccurringIoUMetric.__name__
     return cfg
@@ -77,6 +82,7 @@ def run_demo(
     seed: int = 0,
     iters: int | None = None,
     counts: Mapping[str, int] = COUNTS,
+    amp: bool = False,
 ) -> str:
     """Run the demonstration and leave everything in one folder.
 
@@ -86,6 +92,7 @@ def run_demo(
         seed: Seed of the scenes and of the training.
         iters: Training iterations, or None for the config's own number.
         counts: Number of ``training`` and ``validation`` scenes.
+        amp: Whether to train in mixed precision.
 
     Returns:
         The score table.
@@ -95,9 +102,11 @@ def run_demo(
             demonstration.
     """
     start = time.monotonic()
-    cfg = make_config(config, folder, seed, iters)
+    cfg = make_config(config, folder, seed, iters, amp)
     iters = cfg.train_cfg.max_iters
-    claim_folder(folder, dict(seed=seed, iterations=iters, scenes=dict(counts)))
+    claim_folder(
+        folder, dict(seed=seed, iterations=iters, amp=amp, scenes=dict(counts))
+    )
 
     total = sum(counts.values())
     _announce(start, f'1/4 Drawing {total} scenes into {folder / DATA}')

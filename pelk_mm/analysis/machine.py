@@ -3,39 +3,21 @@
 import os
 import platform
 import subprocess
-from pathlib import Path
 
 import torch
 
 from pelk_mm import ops
 from pelk_mm.ops.stopwatch import driver_version, triton_version
-
-
-def _cpu_fields() -> dict[str, str]:
-    """What the system tells of its last processor; nothing where it tells nothing."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return {}
-    fields = dict(line.split(':', 1) for line in lines if ':' in line)
-    return {key.strip(): value.strip() for key, value in fields.items()}
+from pelk_mm.processor import cpu_fields
 
 
 def processor() -> str:
     """Name the processor, as far as the system tells."""
-    fields = _cpu_fields()
+    fields = cpu_fields()
     if not fields:
         return platform.processor() or platform.machine()
     name = fields.get('model name', platform.machine())
     return f'{name}, model {fields.get("model", "?")}'
-
-
-def multiplies_bfloat16() -> bool | None:
-    """Whether the processor has instructions for bfloat16; None where it is unknown."""
-    flags = _cpu_fields().get('flags')
-    if flags is None:
-        return None
-    return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(flags.split())
 
 
 def clocks() -> str:

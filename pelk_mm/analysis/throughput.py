@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from pelk_mm.processor import multiplies_bfloat16
+
 from .engines import ENGINES, Setting, why_not_installed
-from .machine import multiplies_bfloat16
 from .subjects import Subject, UnavailableError
 from .turns import collect_turns
 from .workers import Form, OpenWorker, Ready, Worker, explain

@@ -1,5 +1,6 @@
 """Parts that plug into mmengine: layer decay, seeds, checks, edits of configs."""
 
+from .bfloat16 import Bfloat16OptimWrapper
 from .checkpoint_hook import SafeCheckpointHook
 from .config_edit import set_crop_size, set_num_classes
 from .data_check import SegDataCheckHook
@@ -9,6 +10,7 @@ from .random_state import IterationSeedHook
 from .rank_data import RankDataHook
 
 __all__ = [
+    'Bfloat16OptimWrapper',
     'FiniteLossHook',
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',

@@ -43,20 +43,10 @@ def test_work_on_another_stream_is_waited_for(monkeypatch):
     assert log == ['wait', 'clock', 'work', 'wait', 'clock']
 
 
-@pytest.mark.parametrize(
-    ('flags', 'has'),
-    [('fpu avx2 f16c', False), ('fpu avx512_bf16', True), (None, None)],
-)
-def test_bfloat16_of_the_processor(monkeypatch, flags, has):
-    fields = {} if flags is None else dict(flags=flags)
-    monkeypatch.setattr(machine, '_cpu_fields', lambda: fields)
-    assert machine.multiplies_bfloat16() is has
-
-
 def test_processor_without_a_name(monkeypatch):
-    monkeypatch.setattr(machine, '_cpu_fields', dict)
+    monkeypatch.setattr(machine, 'cpu_fields', dict)
     assert machine.processor()
-    monkeypatch.setattr(machine, '_cpu_fields', lambda: {'model': '7'})
+    monkeypatch.setattr(machine, 'cpu_fields', lambda: {'model': '7'})
     assert machine.processor().endswith(', model 7')
 
 

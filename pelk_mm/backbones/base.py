@@ -252,7 +252,9 @@ class LargeKernelBackbone(BaseModule):
             x: Images of shape (N, in_channels, H, W).
 
         Returns:
-            One map of shape (N, channels[i], h_i, w_i) for each output stage i.
+            One map of shape (N, channels[i], h_i, w_i) for each output stage i. They are
+            contiguous, as convolutions pass channels_last on and operators of mmcv
+            such as RoIAlign read it as if it were contiguous.
 
         Raises:
             ValueError: If the images are so small that a map would vanish.
@@ -270,7 +272,7 @@ class LargeKernelBackbone(BaseModule):
             x = self.stages[i](self.downsample_layers[i](x))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}', None)
-                outs.append(x if norm is None else norm(x))
+                outs.append((x if norm is None else norm(x)).contiguous())
         return tuple(outs)
 
     def min_map_size(self, stage: int) -> int:

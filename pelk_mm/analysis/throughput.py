@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .engines import ENGINES, Setting, why_not_installed
+from .engines import ENGINES, OURS, Setting, why_not_installed
 from .machine import multiplies_bfloat16
 from .subjects import Subject, UnavailableError
 from .turns import collect_turns
@@ -103,8 +103,7 @@ def measure(
         (subject, engine)
         for subject in subjects
         for engine in names
-        # Competitors have one form.
-        if subject.competitor is None or engine != 'deployed'
+        if subject.competitor is None or engine not in OURS
     ]
     rows: list[Row] = []
     with ExitStack() as stack:

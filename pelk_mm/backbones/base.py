@@ -252,9 +252,9 @@ class LargeKernelBackbone(BaseModule):
             x: Images of shape (N, in_channels, H, W).
 
         Returns:
-            One map of shape (N, channels[i], h_i, w_i) for each output stage i. They are
-            contiguous, as convolutions pass channels_last on and operators of mmcv
-            such as RoIAlign read it as if it were contiguous.
+            One map of shape (N, channels[i], h_i, w_i) for each output stage i. Maps
+            are contiguous: convolutions would pass channels_last on, and operators of
+            mmcv, such as RoIAlign, read any map as if it were contiguous.
 
         Raises:
             ValueError: If the images are so small that a map would vanish.

@@ -226,11 +226,16 @@ def _derive(mixin: type, cls: type) -> type:
 
 def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Round the weights that autocast would round at every call."""
+    ours: set[nn.Module] = set()
     for module in model.modules():
-        if type(module) in _ROUNDED:
+        if isinstance(module, LargeKernelBackbone):
+            ours.update(module.modules())
+    for module in model.modules():
+        if isinstance(module, _ROUNDED) if module in ours else type(module) in _ROUNDED:
             module.to(dtype)
-            # Some detectors call layers of their heads by themselves.
-            module.register_forward_pre_hook(_round_inputs)
+            if module not in ours:
+                # Some detectors call layers of their heads by themselves.
+                module.register_forward_pre_hook(_round_inputs)
 
 
 def _round_inputs(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.layers import ConvNorm, batch_norms
+from pelk_mm.layers import ConvNorm, batch_norms, lay_out
 from pelk_mm.ops import is_plain, plain
 
 from .arguments import argument_names, explain_unknown
@@ -261,6 +261,7 @@ class LargeKernelBackbone(BaseModule):
         """
         outs = []
         height, width = x.shape[-2:]
+        x = lay_out(x)
         for i in range(self.out_indices[-1] + 1):
             if min(x.shape[-2:]) < self.min_map_size(i):
                 raise ValueError(

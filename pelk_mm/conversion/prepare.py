@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pelk_mm.backbones import LargeKernelBackbone
+from pelk_mm.layers import pack_pointwise
 
 from .deploy import deploy_backbones
 from .fold import fold_conv_modules
@@ -79,7 +80,8 @@ def prepare_for_inference(
     """Bring a model into the form in which it predicts fastest, in place.
 
     Backbones get their deployment form, BatchNorms of necks and heads are folded into
-    their convolutions, parameters are frozen and laid out channels last. The object
+    their convolutions, parameters are frozen and laid out channels last, and weights of
+    pointwise layers packed (`pack_pointwise`: as many bytes again). The object
     stays what it was: mm's inferencers, ``inference_model``, ``inference_detector`` and
     ``test_step`` take it as before, and the data preprocessor is untouched. Images may
     have any layout. A second call with the same arguments does nothing.
@@ -134,6 +136,7 @@ def prepare_for_inference(
         whole = module is model or isinstance(module, BaseModel)
         if whole and not isinstance(module, _Frozen):
             _mark(module, _Frozen, wanted)
+    pack_pointwise(model, wanted.dtype)
     if compile:
         for backbone in model.modules():
             if isinstance(backbone, LargeKernelBackbone):

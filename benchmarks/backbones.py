@@ -8,6 +8,13 @@ docs/performance.md quotes the table.
     python benchmarks/backbones.py --forward    inference
     python benchmarks/backbones.py --device cuda    both on a GPU, and images a second
     python benchmarks/backbones.py --throughput     the latter alone
+    python benchmarks/backbones.py --dtype bfloat16     training steps under autocast
+
+Inference against other engines, the same weights, forms in turns in one run:
+
+    python benchmarks/backbones.py --against --batch 1 --turns 5
+    python benchmarks/backbones.py --against onnxruntime openvino --size 800 1280
+    python benchmarks/backbones.py --against --dtype bfloat16 --whole
 """
 
 import contextlib
@@ -25,6 +32,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
+from rivals import RIVALS, compare_engines
 from timing import (
     add_device,
     make_parser,
@@ -37,6 +45,7 @@ from timing import (
 
 import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
+from pelk_mm.analysis.engines import Setting
 from pelk_mm.layers import depthwise, peripheral
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -75,6 +84,7 @@ def _plain_peripheral(x, weight, sharing_grid, bias=None, *, partial=False):
 def plain() -> Iterator[None]:
     """Make the layers call torch's convolution in the layout they are given."""
     with (
+        ops.plain(),  # for products, too
         mock.patch.object(depthwise, 'depthwise_conv2d', _plain_depthwise),
         mock.patch.object(peripheral, 'peripheral_conv2d', _plain_peripheral),
     ):
@@ -161,31 +171,47 @@ def operator_time(
     )
 
 
+def in_dtype(
+    step: Callable[..., None], dtype: torch.dtype, device: str
+) -> Callable[..., None]:
+    """A step under autocast to a data type, or as it is in float32."""
+
+    def run(*arguments: object) -> None:
+        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
+            step(*arguments)
+
+    return run
+
+
 def compare(
     configs: Iterable[str],
     batch: int,
-    size: int,
+    size: int | tuple[int, int],
     turns: int,
     train: bool,
     device: str = 'cpu',
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
     """Print the table of segmentors and their backbones.
 
     Args:
         configs: File names in `configs/`.
         batch: Number of images.
-        size: Side of the images.
+        size: Side of the images, or height and width.
         turns: Timed steps of each version.
         train: Training steps, or inference.
         device: Type of the device.
+        dtype: What ours compute in, by autocast; the plain ones stay in float32.
 
     Returns:
         Of every line the median seconds. One that does not fit into memory says so in
         the table, and is missing.
     """
     work = 'training step' if train else 'inference'
+    work += '' if dtype is torch.float32 else f', {dtype_name(dtype)} over float32'
+    height, width = (size, size) if isinstance(size, int) else size
     print(
-        f'| {work}, {batch} x {size} x {size} | x faster than plain '
+        f'| {work}, {batch} x {height} x {width} | x faster than plain '
         '| if the operators took no time |'
     )
     print('|---|---|---|', flush=True)
@@ -194,15 +220,18 @@ def compare(
         for part, step in (('backbone', backbone_step), ('segmentor', segmentor_step)):
             try:
                 model = build(config).to(device).train(train)
-                images = torch.randn(batch, 3, size, size, device=device)
-                arguments = (step, model, images, train)
+                images = torch.randn(batch, 3, height, width, device=device)
+                arguments = (model, images, train)
                 on_device = {'device': device}
+                ours = (in_dtype(step, dtype, device), *arguments)
                 works = {
-                    'ours': functools.partial(seconds_of, *arguments, **on_device),
-                    'plain': functools.partial(plain_seconds, *arguments, **on_device),
+                    'ours': functools.partial(seconds_of, *ours, **on_device),
+                    'plain': functools.partial(
+                        plain_seconds, step, *arguments, **on_device
+                    ),
                 }
                 medians = take_turns(works, turns=turns)
-                medians['operators'] = operator_time(*arguments, **on_device)
+                medians['operators'] = operator_time(*ours, **on_device)
             except torch.OutOfMemoryError:
                 print(f'| {config}, {part} | out of memory | |', flush=True)
                 continue
@@ -254,6 +283,11 @@ def throughput(
     return found
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a data type."""
+    return str(dtype).removeprefix('torch.')
+
+
 def main() -> None:
     """Run the models and print their tables."""
     parser = make_parser(__doc__)
@@ -270,8 +304,25 @@ def main() -> None:
     parser.add_argument(
         '--size',
         type=int,
-        default=512,
-        help='side of the images (default: %(default)s)',
+        nargs='+',
+        default=[512],
+        help='side of the images, or height and width (default: 512)',
+    )
+    parser.add_argument(
+        '--against',
+        nargs='*',
+        choices=list(RIVALS),
+        help='inference in our forms against these, and torch.compile on nn.Conv2d '
+        f'(default: {" ".join(RIVALS)})',
+    )
+    parser.add_argument(
+        '--whole', action='store_true', help='with --against: UperNets, not backbones'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        default='float32',
+        help='what inference and our training steps compute in (default: %(default)s)',
     )
     parser.add_argument(
         '--turns',
@@ -296,19 +347,33 @@ def main() -> None:
     parser.add_argument('--json', metavar='FILE', help='write all medians to a file')
     add_device(parser)
     args = parser.parse_args()
+    if len(args.size) > 2:
+        parser.error('--size takes one or two numbers')
+    shape = (args.size[0], args.size[-1])
     register_all_modules(init_default_scope=True)
     machine = prepare(args.threads, args.device)
     results: dict[str, Any] = {}
-    if not args.throughput:
+    if args.against is not None:
+        amp = args.dtype != 'float32'
+        setting = Setting(shape, args.batch, args.device, amp, threads=args.threads)
+        results = compare_engines(
+            [CONFIGS / name for name in args.config or MODEL_CONFIGS],
+            args.against or RIVALS,
+            setting,
+            args.whole,
+            args.turns,
+        )
+    elif not args.throughput:
         results = compare(
             args.config or MODEL_CONFIGS,
             args.batch,
-            args.size,
+            shape,
             args.turns,
             not args.forward,
             args.device,
+            getattr(torch, args.dtype),
         )
-    if args.throughput or args.device != 'cpu':
+    if args.throughput or (args.device != 'cpu' and args.against is None):
         rates = throughput(args.throughput_batch, device=args.device)
         results['images a second'] = rates
     if args.json:

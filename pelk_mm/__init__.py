@@ -16,7 +16,13 @@ from typing import Any
 from .install import STACK, explain_missing_stack, is_missing_stack, missing_stack
 from .version import __version__
 
-__all__ = ['__version__', 'backbones', 'engine', 'sparsity']
+__all__ = [
+    '__version__',
+    'backbones',
+    'engine',
+    'prepare_for_inference',
+    'sparsity',
+]
 
 _missing = missing_stack()
 if not _missing:
@@ -26,13 +32,19 @@ elif len(_missing) < len(STACK):
     warnings.warn(f'no backbone is registered: {explain_missing_stack()}', stacklevel=2)
 
 
+#: Functions that most users look for here, and where they are.
+_ELSEWHERE = {'prepare_for_inference': 'conversion.prepare'}
+
+
 def __getattr__(name: str) -> Any:
-    """Import a subpackage on first use.
+    """Import a subpackage, or `prepare_for_inference`, on first use.
 
     Raises:
         ImportError: If it needs packages that are missing; the message names them.
         AttributeError: If there is no such subpackage.
     """
+    if name in _ELSEWHERE:
+        return getattr(__getattr__(_ELSEWHERE[name]), name)
     if find_spec(f'{__name__}.{name}') is None:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     try:

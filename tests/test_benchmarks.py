@@ -13,7 +13,7 @@ import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / 'benchmarks'
 #: What scripts import, no scripts.
-SHARED_PARTS = ('timing', 'device_table', 'sass')
+SHARED_PARTS = ('timing', 'device_table', 'sass', 'rivals')
 SCRIPTS = sorted(p for p in BENCHMARKS.glob('*.py') if p.stem not in SHARED_PARTS)
 
 

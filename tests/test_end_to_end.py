@@ -104,7 +104,9 @@ def test_train_resume_and_test(folder):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
     output = run(folder, test, 'out/iter_4.pth', '--work-dir', 'tested')
-    assert re.search(r'mIoU: \d+\.\d+', output)
+    (score,) = re.findall(r'mIoU: \d+\.\d+', output)
+    prepared = ['--prepare', 'float32', '--work-dir', 'prepared']
+    assert score in run(folder, test, 'out/iter_4.pth', *prepared)
 
 
 def test_mmseg_own_train_tool(folder):

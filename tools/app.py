@@ -38,6 +38,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='bring the backbones into their deployment form first',
     )
     parser.add_argument(
+        '--prepare',
+        choices=('float32', 'bfloat16'),
+        help='prepare the models for inference in this data type',
+    )
+    parser.add_argument(
         '--device', default='cpu', help='such as cuda:0 (default: %(default)s)'
     )
     parser.add_argument(
@@ -105,7 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     names = [f'{Path(config).stem}, {Path(file).name}' for config, file in pairs]
     try:
         require_gradio()
-        models = [open_model(*pair, args.device, args.deploy) for pair in pairs]
+        models = [
+            open_model(*pair, args.device, args.deploy, args.prepare) for pair in pairs
+        ]
         with serve(models, names, args.host, args.port, args.max_size) as url:
             print(f'The page is at {url} until Ctrl-C.', flush=True)
             Event().wait()

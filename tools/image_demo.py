@@ -38,6 +38,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         'from fewer modules',
     )
     parser.add_argument(
+        '--prepare',
+        choices=('float32', 'bfloat16'),
+        help='prepare the whole model for inference: --deploy, norms of neck and heads '
+        'folded, channels last, and computed in this data type',
+    )
+    parser.add_argument(
         '--score-thr',
         type=score,
         default=0.3,
@@ -60,6 +66,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.cam_class is not None and args.cam in (None, 'list'):
         parser.error('--cam-class needs --cam LAYER')
+    if args.cam is not None and args.prepare:
+        parser.error('--cam needs gradients, which --prepare leaves out')
     return args
 
 
@@ -88,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             threshold=args.score_thr,
             cam=args.cam,
             cam_class=args.cam_class,
+            prepare=args.prepare,
         )
     except (ImageError, InferenceError, ConfigError, CheckpointError) as error:
         problems = [str(error)]

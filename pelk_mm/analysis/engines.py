@@ -1,4 +1,4 @@
-"""The forms in which a model is measured: eager, deployed, compiled and exported.
+"""The forms in which a model is measured: as it is, prepared, plain and exported.
 
 A form imports what it needs when it is created, is loaded by `load` and then computes
 one inference at each call of `infer`; memory is counted from before it is loaded. What
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pelk_mm import ops
+from pelk_mm.backbones import LargeKernelBackbone
+from pelk_mm.conversion.factored import use_torch_convolutions
 from pelk_mm.conversion.onnx_file import to_onnx
+from pelk_mm.conversion.prepare import prepare_for_inference
 
 from .from_config import build_on_meta
 from .subjects import Predictions, Subject, UnavailableError
@@ -87,6 +90,8 @@ class TorchForm:
     packages: ClassVar[dict[str, str]] = {}
     #: Whether the deployment form is run where there is one: 'no', 'yes', or 'must'.
     deployed: ClassVar[str] = 'no'
+    #: Whether peripheral convolutions in torch's layers are box sums, not dense.
+    factored: ClassVar[bool] = False
     #: Whether it reads a file that `export` wrote.
     exported: ClassVar[bool] = False
     #: Whether it runs on a CUDA stream of its own, and its memory is not torch's.
@@ -140,6 +145,55 @@ class Deployed(TorchForm):
     deployed = 'must'
 
 
+class Prepared(TorchForm):
+    """By `prepare_for_inference`, in the setting's data type."""
+
+    #: Whether `torch.compile` compiles its backbone.
+    compiled: ClassVar[bool] = False
+
+    def module(self) -> Any:
+        """Build the module and prepare it.
+
+        Raises:
+            UnavailableError: If its backbone is none of ours, or the data type is none
+                that models are prepared for.
+        """
+        module = self.subject.build().to(self.setting.device)
+        require_ours(module)
+        try:
+            return prepare_for_inference(
+                module, self.setting.dtype, compile=self.compiled
+            )
+        except ValueError as error:
+            raise UnavailableError(str(error)) from error
+
+    @torch.no_grad()
+    def infer(self) -> Any:
+        """Compute one inference."""
+        return self.call(self.images)
+
+
+class PreparedCompiled(Prepared):
+    """By `prepare_for_inference`, its backbone compiled."""
+
+    compiled = True
+
+
+class Plain(TorchForm):
+    """The deployment form in torch's own layers, as a rival of our operators."""
+
+    deployed = 'yes'
+
+    def module(self) -> Any:
+        """Build the module; large kernels are expanded once."""
+        return torch_module(super().module(), self.factored)
+
+    def infer(self) -> Any:
+        """Compute one inference."""
+        with ops.plain():
+            return super().infer()
+
+
 class Compiled(TorchForm):
     """By `torch.compile`, for images of one size."""
 
@@ -148,6 +202,15 @@ class Compiled(TorchForm):
     def module(self) -> Any:
         """Build the module, which is compiled at its first call."""
         return torch.compile(require_static(super().module()), dynamic=False)
+
+
+class PlainCompiled(Plain):
+    """The deployment form in torch's own layers, by `torch.compile` with freezing."""
+
+    def module(self) -> Any:
+        """Build the module, which is compiled at its first call."""
+        module = require_static(super().module())
+        return torch.compile(module, dynamic=False, options={'freezing': True})
 
 
 class Exported(TorchForm):
@@ -160,7 +223,7 @@ class Exported(TorchForm):
     @torch.no_grad()
     def program(self, amp: bool) -> torch.export.ExportedProgram:
         """Record the module in torch's own operators, for images of one size."""
-        module = require_static(self.module())
+        module = torch_module(require_static(self.module()), self.factored)
         images = self.setting.images(self.subject.channels)
         with ops.plain(), replace(self.setting, amp=amp).autocast():
             return torch.export.export(module, (images,))
@@ -226,6 +289,12 @@ class Onnx(Exported):
         self.call = run
 
 
+class FactoredOnnx(Onnx):
+    """By ONNX Runtime, peripheral convolutions as box sums."""
+
+    factored = True
+
+
 class OpenVino(Exported):
     """By OpenVINO, on the CPU."""
 
@@ -266,6 +335,35 @@ class OpenVino(Exported):
             return list(found.values())
 
         self.call = run
+
+
+class FactoredOpenVino(OpenVino):
+    """By OpenVINO, peripheral convolutions as box sums."""
+
+    factored = True
+
+
+def require_ours(module: nn.Module) -> None:
+    """Raise an `UnavailableError` if no backbone of a module is of this package."""
+    if not any(isinstance(each, LargeKernelBackbone) for each in module.modules()):
+        kind = type(module.get_submodule('backbone')).__name__
+        raise UnavailableError(f'{kind} is no backbone of this package')
+
+
+def torch_module(module: nn.Module, factored: bool) -> nn.Module:
+    """Put torch's own layers in the place of ours, as an export to ONNX does.
+
+    Args:
+        module: What is measured, in evaluation mode; changed in place.
+        factored: Whether peripheral convolutions become box sums.
+
+    Raises:
+        UnavailableError: If they must, and there is none to become it.
+    """
+    done = use_torch_convolutions(module, factored)
+    if factored and not done.factored:
+        raise UnavailableError('it has no convolution that box sums could compute')
+    return module
 
 
 def require_static(module: nn.Module) -> nn.Module:
@@ -322,7 +420,15 @@ def why_not_installed(engine: str) -> str | None:
 ENGINES: dict[str, type[TorchForm]] = {
     'eager': TorchForm,
     'deployed': Deployed,
+    'prepared': Prepared,
+    'prepared_compiled': PreparedCompiled,
     'compiled': Compiled,
+    'plain': Plain,
+    'plain_compiled': PlainCompiled,
     'onnxruntime': Onnx,
+    'onnxruntime_factored': FactoredOnnx,
     'openvino': OpenVino,
+    'openvino_factored': FactoredOpenVino,
 }
+#: Those that are forms of ours: of a competitor there are others alone.
+OURS = ('deployed', 'prepared', 'prepared_compiled')

@@ -19,7 +19,7 @@ import numpy as np
 
 from pelk_mm.processor import multiplies_bfloat16
 
-from .engines import ENGINES, Setting, why_not_installed
+from .engines import ENGINES, OURS, Setting, why_not_installed
 from .subjects import Subject, UnavailableError
 from .turns import collect_turns
 from .workers import Form, OpenWorker, Ready, Worker, explain
@@ -104,8 +104,7 @@ def measure(
         (subject, engine)
         for subject in subjects
         for engine in names
-        # Competitors have one form.
-        if subject.competitor is None or engine != 'deployed'
+        if subject.competitor is None or engine not in OURS
     ]
     rows: list[Row] = []
     with ExitStack() as stack:

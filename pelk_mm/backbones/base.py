@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.layers import ConvNorm, batch_norms
+from pelk_mm.layers import ConvNorm, batch_norms, lay_out
 from pelk_mm.ops import is_plain, plain
 
 from .arguments import argument_names, explain_unknown
@@ -251,13 +251,16 @@ class LargeKernelBackbone(BaseModule):
             x: Images of shape (N, in_channels, H, W).
 
         Returns:
-            One map of shape (N, channels[i], h_i, w_i) for each output stage i.
+            One map of shape (N, channels[i], h_i, w_i) for each output stage i. Maps
+            are contiguous: convolutions would pass channels_last on, and operators of
+            mmcv, such as RoIAlign, read any map as if it were contiguous.
 
         Raises:
             ValueError: If the images are so small that a map would vanish.
         """
         outs = []
         height, width = x.shape[-2:]
+        x = lay_out(x)
         for i in range(self.out_indices[-1] + 1):
             if min(x.shape[-2:]) < self.min_map_size(i):
                 raise ValueError(
@@ -269,7 +272,7 @@ class LargeKernelBackbone(BaseModule):
             x = self.stages[i](self.downsample_layers[i](x))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}', None)
-                outs.append(x if norm is None else norm(x))
+                outs.append((x if norm is None else norm(x)).contiguous())
         return tuple(outs)
 
     def min_map_size(self, stage: int) -> int:

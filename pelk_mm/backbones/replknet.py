@@ -8,16 +8,17 @@ https://github.com/DingXiaoH/RepLKNet-pytorch.
 from itertools import islice
 from typing import Any
 
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from pelk_mm.layers import (
     ConvFFN,
     ConvNorm,
+    PointwiseConv2d,
     ReparamDepthwise,
     RepLKBlock,
     large_and_small,
+    relu,
 )
 from pelk_mm.registry import register_backbone
 
@@ -30,7 +31,7 @@ class ReLUSequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers over ``x`` of shape (N, C, H, W)."""
         for layer in self:
-            x = F.relu(layer(x))
+            x = relu(layer(x), layer)
         return x
 
 
@@ -116,8 +117,18 @@ class RepLKNet(LargeKernelBackbone):
         def conv_norm(
             in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1
         ) -> nn.Module:
-            conv = nn.Conv2d(
-                in_width, width, kernel, stride, kernel // 2, groups=groups, bias=deploy
+            conv: nn.Module = (
+                PointwiseConv2d(in_width, width, bias=deploy)
+                if kernel == 1
+                else nn.Conv2d(
+                    in_width,
+                    width,
+                    kernel,
+                    stride,
+                    kernel // 2,
+                    groups=groups,
+                    bias=deploy,
+                )
             )
             return conv if deploy else ConvNorm(conv, norm_cfg)
 

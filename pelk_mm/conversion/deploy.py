@@ -75,6 +75,23 @@ def deploy_checkpoint(
     return report
 
 
+def deploy_backbones(model: nn.Module) -> None:
+    """Bring the backbones of this package in a model into their deployment form.
+
+    What is in that form already is left as it is.
+
+    Args:
+        model: A model in evaluation mode, or a backbone.
+
+    Raises:
+        RuntimeError: If a norm cannot be folded; the message names it. The backbone is
+            then as it was.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, LargeKernelBackbone) and not module.deploy:
+            module.switch_to_deploy()
+
+
 def _build(path: Path) -> tuple[Config, nn.Module, LargeKernelBackbone]:
     """Build a config's model, whose backbone is one of ours in its training form."""
     cfg = load_config(path)
@@ -102,7 +119,7 @@ def _switch(backbone: LargeKernelBackbone) -> DeployReport:
     with torch.no_grad():
         before = backbone(image)
         try:
-            backbone.switch_to_deploy()
+            deploy_backbones(backbone)
         except RuntimeError as error:
             raise CheckpointError(str(error)) from error
         after = backbone(image)

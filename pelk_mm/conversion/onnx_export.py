@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS
@@ -18,7 +17,9 @@ from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import plain
 from pelk_mm.version import __version__
 
+from .deploy import deploy_backbones
 from .factored import Convolutions, use_torch_convolutions
+from .fold import fold_conv_modules
 from .onnx_file import (
     HALF_TOLERANCE,
     TOLERANCE,
@@ -320,16 +321,13 @@ def _cases(
     return cases
 
 
-def _fold(model: Any) -> None:
+def _fold(model: nn.Module) -> None:
     """Fold what can be folded, in the backbone and around it, in place."""
     try:
-        model.backbone.switch_to_deploy()
+        deploy_backbones(model)
     except RuntimeError as error:
         raise CheckpointError(str(error)) from error
-    for module in model.modules():
-        # Of other modules the order of definition need not be that of computing.
-        if isinstance(module, ConvModule) and module.order[:2] == ('conv', 'norm'):
-            fuse_conv_bn(module)
+    fold_conv_modules(model)
 
 
 def _export(

@@ -19,8 +19,9 @@ from torch import nn
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.config_types import FRAMEWORKS, find_framework, read_config, type_name
-from pelk_mm.conversion.deploy import DEPLOYED
+from pelk_mm.conversion.deploy import DEPLOYED, deploy_backbones
 from pelk_mm.conversion.notes import find_dataset_meta
+from pelk_mm.conversion.prepare import prepare_for_inference
 from pelk_mm.conversion.trained import load_weights
 
 from .images import read_image
@@ -151,6 +152,7 @@ def open_model(
     checkpoint: str | Path,
     device: str = 'cpu',
     deploy: bool = False,
+    prepare: torch.dtype | str | None = None,
 ) -> Model:
     """Open a segmenter or a detector with its weights.
 
@@ -159,6 +161,8 @@ def open_model(
         checkpoint: Its checkpoint, in the training form or the deployment form.
         device: Device to predict on, such as ``cuda:0``.
         deploy: Whether to bring the backbone into its deployment form after loading.
+        prepare: Data type of `prepare_for_inference`, which does that and more; None
+            to leave the rest of the model as it is.
 
     Raises:
         ConfigError: If the config cannot be read.
@@ -175,8 +179,8 @@ def open_model(
         cfg.model.backbone.deploy = True
     inferencer = _build(cfg, framework, config, checkpoint, torch_device)
     _require_weights(inferencer.model, weights, checkpoint)
-    if deploy:
-        _deploy(inferencer.model, config)
+    if deploy or prepare is not None:
+        _deploy(inferencer.model, config, prepare)
     data = dataset_meta(cfg, framework, meta)
     notices = []
     if data is None:
@@ -352,16 +356,27 @@ def _require_weights(
     )
 
 
-def _deploy(model: nn.Module, config: str | Path) -> None:
-    """Bring the backbone of a model into its deployment form."""
+def _deploy(
+    model: nn.Module, config: str | Path, dtype: torch.dtype | str | None
+) -> None:
+    """Bring a model's backbone into its deployment form, or prepare all of it.
+
+    Args:
+        model: The model.
+        config: Its config, for the message.
+        dtype: Data type to prepare it for; None for the deployment form alone.
+    """
+    flag = '--deploy' if dtype is None else '--prepare'
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, LargeKernelBackbone):
         raise InferenceError(
             f'the backbone of {config} is {type(backbone).__name__}, which has no '
-            'deployment form; leave out --deploy'
+            f'deployment form; leave out {flag}'
         )
-    if not backbone.deploy:
-        try:
-            backbone.switch_to_deploy()
-        except RuntimeError as error:
-            raise InferenceError(f'--deploy: {first_line(error)}') from error
+    try:
+        if dtype is None:
+            deploy_backbones(model)
+        else:
+            prepare_for_inference(model, dtype)
+    except (RuntimeError, ValueError) as error:
+        raise InferenceError(f'{flag}: {first_line(error)}') from error

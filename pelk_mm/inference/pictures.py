@@ -217,6 +217,7 @@ def show_all(
     threshold: float = 0.3,
     cam: str | None = None,
     cam_class: str | None = None,
+    prepare: str | None = None,
 ) -> list[str]:
     """Predict for what a command line names; standard output says what is written.
 
@@ -231,6 +232,8 @@ def show_all(
         cam: Layer of the activation maps; ``list`` lists the layers instead of anything
             else; None for no maps.
         cam_class: Class of the maps; None for the one with the most pixels.
+        prepare: Data type to prepare the model for, see `open_model`. Without maps:
+            they need gradients.
 
     Returns:
         A sentence for each file that could not be done.
@@ -254,7 +257,7 @@ def show_all(
             raise ImageError(f'{source}: --cam is for images, and this is a video')
         if clash := set(results) & set(cam_results):
             raise ImageError(f'two pictures would be named {clash.pop()}; rename one')
-    model = open_model(config, checkpoint, device, deploy)
+    model = open_model(config, checkpoint, device, deploy, prepare)
     for notice in model.notices:
         print(f'note: {notice}')
     settings = None

@@ -1,8 +1,12 @@
 """The residual block that PeLK and SLaK take from ConvNeXt."""
 
+from collections.abc import Callable
+
 import torch
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, nn
+
+from .pointwise import PointwiseLinear, add_in_chunks, gelu_
 
 
 class ConvNeXtBlock(nn.Module):
@@ -27,9 +31,9 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pointwise_conv1 = nn.Linear(channels, expansion_ratio * channels)
+        self.pointwise_conv1 = PointwiseLinear(channels, expansion_ratio * channels)
         self.act = nn.GELU()
-        self.pointwise_conv2 = nn.Linear(expansion_ratio * channels, channels)
+        self.pointwise_conv2 = PointwiseLinear(expansion_ratio * channels, channels)
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
             if layer_scale_init_value > 0
@@ -44,11 +48,23 @@ class ConvNeXtBlock(nn.Module):
             x: The feature map.
             mixer_args: Further arguments of the token mixer.
         """
-        out = self.mixer(x, *mixer_args).permute(0, 2, 3, 1)
-        out = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(out))))
-        if self.gamma is not None:
-            out = out * self.gamma
-        return x + self.drop_path(out.permute(0, 3, 1, 2))
+        mixed = self.mixer(x, *mixer_args)
+        layers = self.pointwise_conv1, self.act, self.pointwise_conv2
+        parts = self.norm, *layers, self.drop_path
+        width = self.pointwise_conv1.out_features
+        out = add_in_chunks(x, mixed, self._branch, width, self, parts)
+        if out is not None:
+            return out
+        branch = self._branch(mixed.permute(0, 2, 3, 1), self.act).permute(0, 3, 1, 2)
+        return x + self.drop_path(branch)
+
+    def _branch(
+        self, pixels: Tensor, act: Callable[[Tensor], Tensor] = gelu_
+    ) -> Tensor:
+        """What comes between the mixer and the drop path, (..., C) to (..., C)."""
+        hidden = self.pointwise_conv1(self.norm(pixels))
+        out = self.pointwise_conv2(act(hidden))
+        return out if self.gamma is None else out * self.gamma
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

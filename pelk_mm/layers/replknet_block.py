@@ -5,6 +5,7 @@ from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, nn
 
 from .conv_norm import ConvNorm
+from .pointwise import PointwiseConv2d, add_in_chunks, add_residual, gelu_, relu
 
 
 class _Residual(nn.Module):
@@ -22,8 +23,8 @@ class _Residual(nn.Module):
         deploy: bool = False,
     ) -> None:
         super().__init__()
-        conv1 = nn.Conv2d(channels, hidden_channels, 1, bias=deploy)
-        conv2 = nn.Conv2d(hidden_channels, channels, 1, bias=deploy)
+        conv1 = PointwiseConv2d(channels, hidden_channels, bias=deploy)
+        conv2 = PointwiseConv2d(hidden_channels, channels, bias=deploy)
         self.pointwise_conv1 = (
             conv1 if deploy else ConvNorm(conv1, norm_cfg, pre_norm=True)
         )
@@ -37,7 +38,9 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to ``x`` of shape (N, C, H, W); the shape stays."""
         out = self.pointwise_conv2(self.between(self.pointwise_conv1(x)))
-        return x + self.drop_path(out)
+        return add_residual(
+            x, self.drop_path(out), self.pointwise_conv2, self.drop_path
+        )
 
 
 class RepLKBlock(_Residual):
@@ -61,7 +64,8 @@ class RepLKBlock(_Residual):
 
     def between(self, x: Tensor) -> Tensor:
         """ReLU, the mixer, ReLU."""
-        return F.relu(self.mixer(F.relu(x)))
+        out = self.mixer(relu(x, self.pointwise_conv1))
+        return relu(out, self.mixer)
 
 
 class ConvFFN(_Residual):
@@ -74,6 +78,21 @@ class ConvFFN(_Residual):
         drop_path_rate: Probability of dropping the residual branch, in [0, 1).
         deploy: Whether to build the deployment form: convolutions with biases.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to ``x`` of shape (N, C, H, W); the shape stays."""
+        first, second = self.pointwise_conv1, self.pointwise_conv2
+        if isinstance(first, PointwiseConv2d) and isinstance(second, PointwiseConv2d):
+            parts = first, second, self.drop_path
+            width = first.out_channels
+            out = add_in_chunks(x, x, self._on_rows, width, self, parts)
+            if out is not None:
+                return out
+        return super().forward(x)
+
+    def _on_rows(self, pixels: Tensor) -> Tensor:
+        hidden = self.pointwise_conv1.on_rows(pixels)
+        return self.pointwise_conv2.on_rows(gelu_(hidden))
 
     def between(self, x: Tensor) -> Tensor:
         """The exact (erf) GELU."""

@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def _find(path: str) -> Any:
@@ -30,26 +31,59 @@ _profiler_enabled = _find('autograd._profiler_enabled')
 _forward_mode = _find('autograd.forward_ad')
 
 
-def is_watched() -> bool:
-    """Whether something counts, traces, transforms or profiles torch's operators."""
-    if None in (
-        _in_dispatch_mode,
-        _function_modes,
-        _transform_level,
-        _profiler_enabled,
-    ):
+def is_traced() -> bool:
+    """Whether something counts, traces or transforms torch's operators."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if None in (_in_dispatch_mode, _function_modes, _transform_level):
         return True
     return bool(
-        _in_dispatch_mode()
-        or _function_modes()
-        or _transform_level() is not None
-        or _profiler_enabled()
+        _in_dispatch_mode() or _function_modes() or _transform_level() is not None
     )
+
+
+def is_watched() -> bool:
+    """Whether something counts, traces, transforms or profiles torch's operators."""
+    return is_traced() or _profiler_enabled is None or bool(_profiler_enabled())
 
 
 def in_forward_mode() -> bool:
     """Whether forward-mode differentiation is on."""
     return getattr(_forward_mode, '_current_level', 0) >= 0
+
+
+#: oneDNN's matrix product with a bias, and the layout of its own for weights.
+_onednn_linear = _find('ops.mkldnn._linear_pointwise')
+_onednn_pack = _find('ops.mkldnn._reorder_linear_weight')
+_onednn_bfloat16 = _find('ops.mkldnn._is_mkldnn_bf16_supported')
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether `onednn_linear` can compute in a data type on this processor."""
+    if (
+        _onednn_linear is None
+        or not torch.backends.mkldnn.is_available()
+        or not torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    ):
+        return False
+    if dtype == torch.bfloat16:
+        return _onednn_bfloat16 is not None and bool(_onednn_bfloat16())
+    return dtype == torch.float32
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` by oneDNN, without gradients; weights packed or not."""
+    return _onednn_linear(x, weight, bias, 'none', [], '')
+
+
+def onednn_pack(weight: Tensor, rows: int) -> Tensor | None:
+    """Weights of shape (C_out, C_in) in oneDNN's own layout, or None without one.
+
+    Args:
+        weight: The weights, of a data type that `has_onednn`.
+        rows: Rows of the inputs that are expected.
+    """
+    return None if _onednn_pack is None else _onednn_pack(weight, rows)
 
 
 @functools.cache

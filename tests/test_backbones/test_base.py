@@ -75,6 +75,14 @@ def test_odd_sizes_and_maps_smaller_than_the_kernel(build, size):
     assert all(m.isfinite().all() for m in maps)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_maps_are_contiguous(build, images, layout):
+    """Operators of mmcv, RoIAlign for one, read any map as if it were."""
+    model = build().to(memory_format=layout)
+    maps = model(images.contiguous(memory_format=layout))
+    assert all(each.is_contiguous() for each in maps)
+
+
 def test_every_parameter_learns(build, images):
     model = build(drop_path_rate=0.0).train()
     total(model(images)).backward()

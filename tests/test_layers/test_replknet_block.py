@@ -45,5 +45,5 @@ def test_dropped_path_leaves_the_input(make):
 def test_deployment_form_has_biases_and_no_norm(make):
     block = make(4, 8, BN, deploy=True)
     for conv in (block.pointwise_conv1, block.pointwise_conv2):
-        assert type(conv) is nn.Conv2d
+        assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None

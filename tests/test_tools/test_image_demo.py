@@ -47,12 +47,20 @@ def test_one_image(run, segmenter_files, tmp_path):
     assert width > 5 * 96  # the legend
 
 
-def test_deployed_and_not_draw_the_same(run, segmenter_files, tmp_path):
-    for flags in ([], ['--deploy']):
+def test_every_form_draws_the_same(run, segmenter_files, tmp_path):
+    pictures = []
+    for flags in ([], ['--deploy'], ['--prepare', 'float32']):
         out = tmp_path / f'out{len(flags)}'
         assert run(segmenter_files / 'image.png', *flags, '--out', out)[0] == 0
-    pictures = [read(tmp_path / f'out{i}' / 'image.png').astype(int) for i in (0, 1)]
-    assert (np.abs(pictures[0] - pictures[1]) > 9).mean() < 1e-3
+        pictures.append(read(out / 'image.png').astype(int))
+    for picture in pictures[1:]:
+        assert (np.abs(picture - pictures[0]) > 9).mean() < 1e-3
+
+
+def test_maps_of_a_prepared_model_are_refused(run, segmenter_files, capsys):
+    with pytest.raises(SystemExit):
+        run(segmenter_files / 'image.png', '--prepare', 'bfloat16', '--cam', 'list')
+    assert '--cam needs gradients, which --prepare leaves' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Time a config's model: eager, deployed, compiled, ONNX Runtime and OpenVINO.
+"""Time a config's model: eager, prepared, compiled, ONNX Runtime and OpenVINO.
 
 Forms compute the same images with the same weights in turns, each in a process of its
 own, beside Swin and ConvNeXt of like size where they are installed. What differs from
@@ -14,7 +14,15 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-ENGINES = ('eager', 'deployed', 'compiled', 'onnxruntime', 'openvino')
+#: What is measured by default, and what may be asked for beyond that.
+ENGINES = ('eager', 'deployed', 'prepared', 'compiled', 'onnxruntime', 'openvino')
+OTHER_ENGINES = (
+    'prepared_compiled',
+    'plain',
+    'plain_compiled',
+    'onnxruntime_factored',
+    'openvino_factored',
+)
 EXIT_CODES = """exit codes:
   0  something was measured; rows of what was not say why
   1  nothing could be measured
@@ -59,10 +67,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--engines',
         nargs='+',
-        choices=ENGINES,
+        choices=(*ENGINES, *OTHER_ENGINES),
         default=[],
         metavar='FORM',
-        help=f'forms to measure beside eager, of {", ".join(ENGINES)} (default: all)',
+        help=f'forms to measure beside eager, of {", ".join(ENGINES)} (default: these) '
+        f'and {", ".join(OTHER_ENGINES)}; prepared ones are by prepare_for_inference, '
+        'plain ones in nn.Conv2d and nn.Linear, and factored ones have box sums',
     )
     parser.add_argument(
         '--deploy', action='store_true', help='the same as --engines deployed'

@@ -144,6 +144,59 @@ def test_two_ranks_train_the_same_model(name, sparse, prepare, dist_train, tmp_p
     assert (tmp_path / 'work_dirs' / 'config' / 'iter_5.pth').is_file()
 
 
+#: What the batch script of the docs calls: Slurm, of two machines that are this one.
+COMMANDS = {
+    'scontrol': 'printf "127.0.0.1\\nelsewhere\\n"',
+    'srun': """
+shift  # --kill-on-bad-exit=1
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+wait $first && wait $second
+""",
+    'pelk-mm': f'exec {sys.executable} -m pelk_mm "$@"',
+}
+
+
+@pytest.mark.slow
+def test_batch_script_of_the_docs(prepare, tmp_path):
+    """Two machines of one process each."""
+    prepare('upernet_pelk_t_ade20k', False, 2)
+    page = (ROOT / 'docs' / 'ranks.md').read_text()
+    script = page.split('<!-- slurm -->\n```bash\n')[1].split('```')[0]
+    (tmp_path / 'job.sh').write_text(script)
+    commands = tmp_path / 'bin'
+    commands.mkdir()
+    for name, text in COMMANDS.items():
+        (commands / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (commands / name).chmod(0o755)
+    finished = subprocess.run(
+        ['bash', 'job.sh'],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=1200,
+        env=os.environ
+        | dict(
+            PATH=f'{commands}{os.pathsep}{os.environ["PATH"]}',
+            PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]),
+            CONFIG='config.py',
+            SLURM_NNODES='2',
+            SLURM_JOB_ID=str(os.getpid()),
+            SLURM_JOB_NODELIST='node[1-2]',
+            SLURM_GPUS_ON_NODE='1',
+            OMP_NUM_THREADS='1',
+            CUDA_VISIBLE_DEVICES='',
+        ),
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    notes = [
+        json.loads((tmp_path / f'rank_{rank}.json').read_text()) for rank in (0, 1)
+    ]
+    assert notes[0] == notes[1]
+    assert (tmp_path / 'out' / 'iter_2.pth').is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_rank_ends_the_job(victim, prepare, dist_train, tmp_path):

@@ -11,6 +11,7 @@ from mmengine import fileio
 
 from pelk_mm.checkpoints.files import first_line
 
+from .coco_file import fault_of_mask
 from .findings import Finding
 from .images import Facts, decode_whole, explain_no_image
 
@@ -319,6 +320,12 @@ class SampleReader:
             'mask' not in instance for instance in info['instances']
         ):
             return  # reported with the number of the annotation
+        stated_size = dict(height=shape[0], width=shape[1])
+        for instance in info['instances']:
+            fault = 'mask' in instance and fault_of_mask(instance['mask'], stated_size)
+            if fault:
+                self._note(sample, 'mask', fault)
+                return
         results: Any = dict(info, img=image, img_shape=shape, ori_shape=shape)
         results['instances'] = [dict(instance) for instance in info['instances']]
         try:

@@ -25,7 +25,7 @@ def load(path):
         ({'state_dict': {3: torch.zeros(1)}}, 'a tensor under 3, which is not a name'),
         ({'a': torch.zeros(1).expand(1 << 40)}, 'repeats values'),
     ],
-    ids=str,
+    ids=['empty', 'cut', 'page', 'int', 'list', 'wrapper', 'name', 'repeated'],
 )
 def test_one_error_for_whatever_is_wrong(tmp_path, content, reason):
     path = tmp_path / 'a.pth'

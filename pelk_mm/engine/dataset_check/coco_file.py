@@ -85,6 +85,11 @@ def check_coco_file(
     ]
 
 
+def reads_coco(dataset: Any) -> bool:
+    """Whether a data set reads its annotation file as mmdet's CocoDataset does."""
+    return type(dataset).load_data_list.__module__ == 'mmdet.datasets.coco'
+
+
 def _fault_of_form(contents: Any) -> str:
     if not isinstance(contents, dict):
         return f'holds a {type(contents).__name__} instead of an object'

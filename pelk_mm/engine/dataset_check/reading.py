@@ -11,7 +11,7 @@ from mmengine import fileio
 
 from pelk_mm.checkpoints.files import first_line
 
-from .coco_file import fault_of_mask
+from .coco_file import fault_of_mask, reads_coco
 from .findings import Finding
 from .images import Facts, decode_whole, explain_no_image
 
@@ -320,11 +320,15 @@ class SampleReader:
             'mask' not in instance for instance in info['instances']
         ):
             return  # reported with the number of the annotation
-        stated_size = dict(height=shape[0], width=shape[1])
-        for instance in info['instances']:
-            fault = 'mask' in instance and fault_of_mask(instance['mask'], stated_size)
+        if self.expected.masks:
+            size = dict(height=shape[0], width=shape[1])
+            masks = (instance['mask'] for instance in info['instances'])
+            fault = next(
+                filter(None, (fault_of_mask(mask, size) for mask in masks)), ''
+            )
             if fault:
-                self._note(sample, 'mask', fault)
+                if not reads_coco(self.dataset):  # else reported with the number too
+                    self._note(sample, 'mask', fault)
                 return
         results: Any = dict(info, img=image, img_shape=shape, ori_shape=shape)
         results['instances'] = [dict(instance) for instance in info['instances']]

@@ -16,7 +16,7 @@ from pelk_mm.checkpoints.files import first_line
 from pelk_mm.config_types import type_name
 
 from ..config_edit import _dicts, crop_sizes
-from .coco_file import check_coco_file
+from .coco_file import check_coco_file, reads_coco
 from .findings import Finding
 from .reading import Expected
 
@@ -227,8 +227,7 @@ def _check_whole(
         for count in sorted(counts - {len(part.classes)}):
             detail = f'{len(part.classes)} classes, a head has num_classes={count}'
             findings.append(Finding('classes', place, detail))
-    load = type(dataset).load_data_list
-    if load.__module__ == 'mmdet.datasets.coco':
+    if reads_coco(dataset):
         findings += check_coco_file(
             dataset.ann_file,
             part.classes,

@@ -8,9 +8,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+import yaml
 from mmengine.config import Config
+from mmengine.fileio.handlers import YamlHandler, file_handlers
 from mmengine.registry import MODELS
 
 #: Endings of the files that mmengine reads as configs.
@@ -26,6 +29,37 @@ FRAMEWORKS = {
 
 class ConfigError(ValueError):
     """A config that cannot be read."""
+
+
+#: Values that the text of a YAML file may stand for, by aliases of aliases.
+MAX_VALUES = 1_000_000
+
+
+class _PlainYaml(YamlHandler):
+    """mmengine's reader of YAML without the tags that call Python's functions."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        content = yaml.load(file, Loader=yaml.SafeLoader, **kwargs)
+        _require_finite(content)
+        return content
+
+
+def _require_finite(content: Any) -> None:
+    """Raise an error where aliases repeat values beyond any use, or without end."""
+    count, nodes = 0, [content]
+    while nodes:
+        node = nodes.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ConfigError(f'its aliases stand for more than {MAX_VALUES:,} values')
+        if isinstance(node, dict):
+            nodes += node.values()
+        elif isinstance(node, (list, tuple, set)):
+            nodes += node
+
+
+for _ending in ('yaml', 'yml'):
+    file_handlers[_ending] = _PlainYaml()
 
 
 def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -49,7 +83,10 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
         list(_types(cfg.get('model')))  # imports the classes of new-style configs
-    except Exception as error:  # whatever the code of a config raises
+        scope = cfg.get('default_scope')
+        if not isinstance(scope, (str, NoneType)):
+            raise ConfigError(f'default_scope {scope!r:.80} is not a name')
+    except (Exception, SystemExit) as error:  # whatever the code of a config raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f'config {path} cannot be read: {lines[0]}') from error
     return cfg

@@ -142,3 +142,39 @@ def test_files_that_cannot_be_read(tmp_path, name, text, message):
         read_config(path)
     assert str(path) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(
+    f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n' for i in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'reason'),
+    [
+        (
+            'a.yaml',
+            'model: !!python/object/apply:os.system ["touch {}"]',
+            'constructor',
+        ),
+        ('a.yml', 'x: !!python/object/apply:builtins.open ["{}", "w"]', 'constructor'),
+        ('a.yaml', LAUGHS, 'its aliases stand for more than'),
+        ('a.yaml', 'a: &a [*a]', 'its aliases stand for more than'),
+        ('a.json', '[' * 100_000, 'recursion'),
+        ('a.json', '{{"default_scope": ["mmseg"]}}', r"default_scope \['mmseg'\]"),
+        ('a.py', 'import sys\nsys.exit(3)', '3'),
+    ],
+)
+def test_config_that_is_data_runs_nothing(tmp_path, name, text, reason):
+    marker = tmp_path / 'marker'
+    path = tmp_path / name
+    path.write_text(text.format(marker) if '{' in text else text)
+    with pytest.raises(ConfigError, match=f'(?s){name} cannot be read: .*{reason}'):
+        read_config(path)
+    assert not marker.exists()
+
+
+def test_plain_yaml_is_read(tmp_path):
+    path = tmp_path / 'a.yaml'
+    path.write_text('a: &a {b: 1}\nc: *a\nmodel: {type: PeLK}\n')
+    assert read_config(path).c.b == 1

@@ -68,7 +68,8 @@ def draw_runs(
         for number, run in enumerate(runs):
             _draw_curves(axes, run.find(key), _style(number), smooth)
         units = dict.fromkeys(run.unit for run in runs)
-        axes.set(title=key, xlabel=' or '.join(units))
+        axes.set_title(key, parse_math=False)
+        axes.set(xlabel=' or '.join(units))
         axes.tick_params(labelbottom=True)
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         axes.grid(color='#e6e6e6')
@@ -78,11 +79,13 @@ def draw_runs(
             Line2D([], [], marker='o', markersize=4, label=name, **_style(number))
             for number, name in enumerate(names)
         ]
-        figure.legend(
+        legend = figure.legend(
             handles=handles, loc='outside lower center', ncols=columns, frameon=False
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     else:
-        figure.suptitle(names[0], fontsize=10)
+        figure.suptitle(names[0], fontsize=10, parse_math=False)
     figure.savefig(path, format=file_format, dpi=120)
 
 

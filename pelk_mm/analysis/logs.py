@@ -23,6 +23,9 @@ _LOWER, _HIGHER = ('loss', 'error'), ('acc',)
 #: What a validation logs that is no score.
 _TIMES = ('time', 'data_time', 'memory')
 
+#: The last iteration that a log may have, and the largest integer that may be drawn.
+_LAST_PLACE, _LARGEST = 1e15, 1e300
+
 Point = tuple[float, float]
 Curves = dict[str, list[Point]]
 
@@ -183,12 +186,27 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], str]:
             raise LogError(f'{path} is not a log: line {number} is no JSON') from error
         if not isinstance(record, dict):
             raise LogError(f'{path} is not a log: line {number} is no record')
+        wrong = [key for key in _PLACES if key in record and not _fits(key, record)]
+        if wrong:
+            value = f'{wrong[0]} {record[wrong[0]]!r:.60}'
+            raise LogError(f'{path} is not a log: line {number} has {value}')
         records.append(record)
     return records, ''
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is one that can be drawn; JSON has integers of any length."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= _LARGEST
+
+
+def _fits(key: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record is somewhere: at a finite number, or in a mode with a name."""
+    value = record[key]
+    if key == 'mode':
+        return isinstance(value, str)
+    return _is_number(value) and abs(value) <= _LAST_PLACE
 
 
 def _place(

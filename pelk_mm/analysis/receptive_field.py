@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -235,14 +234,27 @@ class Field:
         with write_output(path) as temporary, temporary.open('wb') as file:
             np.savez(file, total=self.total, notes=np.array(json.dumps(notes)))
 
+    def _is_sound(self) -> bool:
+        """Whether values are of the types that a computation leaves."""
+        return (
+            isinstance(self.key, str)
+            and self.total.ndim == 2
+            and self.total.dtype == np.float64
+            and all(
+                isinstance(names, list) and all(isinstance(name, str) for name in names)
+                for names in (self.seen, self.skipped)
+            )
+        )
+
     @classmethod
     def load(cls, path: Path) -> 'Field | None':
         """Read what `save` has written; None from anything else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(total=file['total'], **json.loads(str(file['notes'])))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+                found = cls(total=file['total'], **json.loads(str(file['notes'])))
+        except Exception:  # whatever a parser raises at meaningless bytes
             return None
+        return found if found._is_sound() else None
 
 
 def field_key(backbone: nn.Module, size: Sequence[int], preprocessing: str) -> str:

@@ -141,7 +141,7 @@ def draw_histograms(layers: Sequence[Layer], path: Path, title: str) -> None:
     """
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     densities, magnitudes = figure.subplots(1, 2)
     shares = [layer.nonzero / layer.size for layer in layers]
     densities.hist(shares, bins=25, range=(0, 1), color=BLUE)

@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from pelk_mm.checkpoints.files import CheckpointError, first_line
 from pelk_mm.files import write_atomically
@@ -178,6 +178,26 @@ class SafeCheckpointHook(CheckpointHook):
         self.complete = path
         if path is not None:
             runner._load_from = path
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
+        """Check where a resumed training is, before mmengine loads data up to there.
+
+        Raises:
+            CheckpointError: If that is beyond its end, or nowhere.
+        """
+        if not runner._resume:
+            return
+        loop = runner.train_loop
+        name, most = 'epoch', loop.max_epochs
+        if isinstance(loop, IterBasedTrainLoop):
+            name, most = 'iter', loop.max_iters
+        meta = checkpoint.get('meta')
+        number = meta.get(name) if isinstance(meta, dict) else None
+        if type(number) is not int or not 0 <= number <= most:
+            raise CheckpointError(
+                f'the checkpoint is at {name} {number!r:.40}, and the training goes '
+                f'from 0 to {most}; resume another one, or set train_cfg.max_{name}s'
+            )
 
     def _find_resume_point(self, runner: Runner) -> ResumePoint:
         folder = self._folder(runner)

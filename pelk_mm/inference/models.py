@@ -281,7 +281,14 @@ def _prepare(cfg: Config, framework: str, config: str | Path) -> None:
             f'{config} has no test_dataloader with a pipeline, which images pass '
             'through; inherit a data set of configs/_base_ or add one'
         )
-    for step in dataset['pipeline']:  # as mm's inferencers look them up
+    steps = dataset['pipeline']
+    if not isinstance(steps, (list, tuple)) or not all(
+        isinstance(step, dict) and 'type' in step for step in steps
+    ):
+        raise InferenceError(
+            f'{config} has a test pipeline that is no list of steps with a type'
+        )
+    for step in steps:  # as mm's inferencers look them up
         if type_name(step['type']) in ('LoadImageFromFile', 'LoadAnnotations'):
             step.type = type_name(step['type'])
     cfg.test_dataloader.dataset = dataset

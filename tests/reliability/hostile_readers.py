@@ -73,7 +73,7 @@ def checkpoint_readers(config: Path) -> list[Call]:
         find_fault(file)
         find_resume_point(out, file.parent, 'iter_{}.pth')
 
-    return [
+    calls = [
         reader(
             'convert_checkpoint',
             lambda file, out: convert_checkpoint(file, out / 'x.pth', strict=False),
@@ -95,3 +95,34 @@ def checkpoint_readers(config: Path) -> list[Call]:
         reader('init_cfg', start),
         reader('resume', resume),
     ]
+    return [_in_turn(calls)]
+
+
+#: Calls that read a file by another function than `read_checkpoint`, or first.
+_ENTRANCES = 3
+
+
+def _in_turn(calls: list[Call]) -> Call:
+    """Calls one after the other as one, which saves looking around in between.
+
+    What `read_checkpoint` refuses ends the calls that begin with it; so then only those
+    are made that have another entrance.
+    """
+
+    def call(file: Path, out: Path) -> None:
+        try:
+            read_checkpoint(file)
+            chosen = calls
+        except CheckpointError:
+            chosen = calls[-_ENTRANCES:]
+        ends = []
+        for number, each in enumerate(chosen):
+            folder = out / str(number)
+            folder.mkdir()
+            try:
+                each.function(file, folder)
+            except SystemExit as end:
+                ends.append(str(end))
+        print(f'{len(ends)} of {len(calls)} refuse: ', *ends[:1])
+
+    return Call('readers', call)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import torch
 
+from pelk_mm.checkpoints.files import read_checkpoint, write_checkpoint
+
 from .watched import Call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,33 +204,33 @@ def checkpoint_calls(config: Path, image: Path) -> list[Call]:
     ]
 
 
-def make_checkpoints(folder: Path, config: Path) -> dict[str, Path]:
-    """Undamaged files of each format: a training's, its weights alone, arrays."""
-    from pelk_mm.checkpoints.files import read_checkpoint, write_checkpoint
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """Where `make_checkpoints` writes, by name."""
+    names = ('whole', 'legacy', 'weights', 'x.safetensors', 'x.pkl', 'x.npz', 'packed')
+    endings = {'packed': '.npz', **dict.fromkeys(names[:3], '.pth')}
+    full = [name + endings.get(name, '') for name in names]
+    return {name: folder / f'base_{name}' for name in full}
 
-    hand_over('train', lambda f, out: [config, '--work-dir', out], 'train').function(
-        config, folder / 'trained'
-    )
+
+def make_checkpoints(folder: Path, config: Path) -> None:
+    """Write undamaged files of each format: a training's, its weights alone, arrays."""
+    train = hand_over('train', lambda f, out: [config, '--work-dir', out], 'train')
+    train.function(config, folder / 'trained')
+    # The training's own file, of which nothing has to be refused.
     content = torch.load(folder / 'trained' / 'iter_1.pth', weights_only=False)
-    files = {name: folder / f'base_{name}' for name in ('whole.pth', 'legacy.pth')}
-    torch.save(content, files['whole.pth'])
-    torch.save(content, files['legacy.pth'], _use_new_zipfile_serialization=False)
     weights = content['state_dict']
     meta = dict(dataset_meta=content['meta']['dataset_meta'])
-    files['weights.pth'] = folder / 'base_weights.pth'
-    torch.save(dict(meta=meta, state_dict=weights), files['weights.pth'])
-    files['x.safetensors'] = folder / 'base_x.safetensors'
-    write_checkpoint(files['x.safetensors'], weights, meta)
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
-    files['x.pkl'] = folder / 'base_x.pkl'
+    files = checkpoint_files(folder)
+    torch.save(content, files['whole.pth'])
+    torch.save(content, files['legacy.pth'], _use_new_zipfile_serialization=False)
+    torch.save(dict(meta=meta, state_dict=weights), files['weights.pth'])
+    write_checkpoint(files['x.safetensors'], weights, meta)
     files['x.pkl'].write_bytes(pickle.dumps(dict(model=arrays), 2))
-    files['x.npz'] = folder / 'base_x.npz'
     np.savez(files['x.npz'], **arrays)
-    files['packed.npz'] = folder / 'base_packed.npz'
     np.savez_compressed(files['packed.npz'], **arrays)
     for path in files.values():
         read_checkpoint(path)
-    return files
 
 
 def quiet_environment() -> None:

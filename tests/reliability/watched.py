@@ -251,6 +251,23 @@ def _work(
             os.write(pipe, f'{json.dumps(outcome)}\n'.encode())
 
 
+def with_baselines(
+    write: Callable[[int, Room], Path], calls: Sequence[Call], folder: Path
+) -> list[Call]:
+    """The calls with what each takes for an undamaged file.
+
+    Args:
+        write: Writes that file, of number -1.
+        calls: The calls.
+        folder: An empty folder to work in.
+    """
+    measured = watch(write, calls, [(-1, i) for i in range(len(calls))], folder)
+    return [
+        call._replace(baseline=max(outcome.memory, 0))
+        for call, outcome in zip(calls, measured, strict=True)
+    ]
+
+
 def watch(
     write: Callable[[int, Room], Path],
     calls: Sequence[Call],

@@ -241,3 +241,30 @@ def test_names_differ(tmp_path):
     assert names[2].endswith('/c')
     assert name_runs([runs[0], runs[2]]) == ['x', 'c']
     assert name_runs([runs[0], runs[0]]) == ['x', 'x']
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        '"iter": NaN',
+        '"iter": 1e999',
+        f'"iter": 1{"0" * 400}',
+        '"iter": "x"',
+        '"iter": 3, "epoch": "xxx"',
+        '"iter": 3, "epoch": []',
+        '"mode": "val", "epoch": "x"',
+        '"mode": [], "iter": 3',
+        '"step": {}',
+    ],
+)
+def test_record_that_is_nowhere(tmp_path, entry):
+    path = tmp_path / 'scalars.json'
+    path.write_text(f'{{"loss": 1.0, "iter": 1, "step": 1}}\n{{"loss": 2, {entry}}}\n')
+    with pytest.raises(LogError, match=r'scalars\.json is not a log: line 2 has \w+'):
+        read_run(path)
+
+
+def test_number_that_cannot_be_drawn_is_no_point(tmp_path):
+    path = tmp_path / 'scalars.json'
+    path.write_text(f'{{"loss": 1.0, "lr": 1{"0" * 400}, "iter": 1, "step": 1}}\n')
+    assert list(read_run(path).training) == ['loss']

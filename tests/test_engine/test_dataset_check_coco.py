@@ -1,6 +1,7 @@
 """Odd annotations of a detector's data set: each is named, with what to do."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -109,6 +110,11 @@ def renamed(contents):
 
 RUNS = dict(size=[120, 160], counts=[10, 5])
 BROKEN = dict(size=[120, 160], counts='0\x7f')
+# pycocotools takes memory for these as they tell it to, and dies without.
+ENDLESS = dict(size=[120, 160], counts='o' * 1_000_000)
+HUGE = dict(size=[1 << 20, 1 << 20], counts='0')
+FRACTIONS = dict(size=[120, 160], counts=[19199.5, 0.5])
+FAR = [0, 0, 1e9, 0, 1e9, 1e9]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +136,10 @@ BROKEN = dict(size=[120, 160], counts='0\x7f')
         (change('segmentation', [[1, 2, 3, 4]]), 'mask', 'at least 3 points'),
         (change('segmentation', RUNS), 'mask', 'add up to 15 of 19200 pixels'),
         (change('segmentation', BROKEN), 'mask', 'cannot be decoded'),
+        (change('segmentation', ENDLESS), 'mask', 'cannot be decoded'),
+        (change('segmentation', HUGE), 'mask', 'RLE of size [1048576, 1048576]'),
+        (change('segmentation', FRACTIONS), 'mask', 'not whole numbers'),
+        (change('segmentation', [FAR, FAR]), 'mask', 'goes far beyond its image'),
         (
             change('segmentation', {'size': [9, 9], 'counts': [81]}),
             'mask',
@@ -226,3 +236,33 @@ def test_compressed_runs_are_decoded_as_pycocotools_encodes_them(shape):
     assert sum(runs[1::2]) == mask.sum()
     decoded = np.repeat(np.arange(len(runs)) % 2, runs).reshape(shape[::-1]).T
     assert np.array_equal(decoded, mask)
+
+
+@pytest.mark.parametrize(
+    ('entries', 'key', 'value'),
+    [
+        ('images', 'id', [1]),
+        ('images', 'file_name', 3),
+        ('images', 'height', '120'),
+        ('images', 'width', -1),
+        ('annotations', 'image_id', {}),
+        ('annotations', 'category_id', [[]]),
+        ('categories', 'name', [1]),
+    ],
+)
+def test_values_of_another_type_are_named(balloons, entries, key, value):
+    path = balloons.train_dataloader.dataset.data_root
+    file = Path(path, balloons.train_dataloader.dataset.ann_file)
+    contents = json.loads(file.read_text())
+    contents[entries][1][key] = value
+    file.write_text(json.dumps(contents))
+    (finding,) = check_coco_file(str(file), CLASSES)
+    assert finding.kind == 'annotation_file'
+    assert f'entry 1 of {entries!r} has {key} {value!r}' in finding.detail
+
+
+def test_deep_json_is_one_finding(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('[' * 100_000)
+    (finding,) = check_coco_file(str(path), CLASSES)
+    assert 'recursion' in finding.detail

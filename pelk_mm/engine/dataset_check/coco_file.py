@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmengine import fileio
@@ -17,6 +17,36 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     'images': ('id', 'file_name', 'height', 'width'),
     'annotations': ('id',),
     'categories': ('id', 'name'),
+}
+
+
+#: Sides of its image that a polygon may go beyond it.
+FAR = 10
+#: Where the last digit of a run may be in a compressed RLE.
+_MAX_SHIFT = 60
+
+
+def _is_id(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int))
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_side(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 < value < 1 << 31)
+
+
+#: What the values of some keys have to be, where an entry has them.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    'id': _is_id,
+    'image_id': _is_id,
+    'category_id': _is_id,
+    'file_name': _is_text,
+    'name': _is_text,
+    'height': _is_side,
+    'width': _is_side,
 }
 
 
@@ -41,7 +71,7 @@ def check_coco_file(
         contents = json.loads(text) if text.strip() else None
     except FileNotFoundError:
         return [Finding('annotation_file', path, 'does not exist')]
-    except (OSError, ValueError) as error:  # a JSONDecodeError is one
+    except (OSError, ValueError, RecursionError) as error:  # a JSONDecodeError is one
         return [Finding('annotation_file', path, first_line(error))]
     if contents is None:
         return [Finding('annotation_file', path, 'is empty')]
@@ -53,6 +83,11 @@ def check_coco_file(
         *_check_categories(path, contents, classes),
         *_Annotations(path, contents, masks, evaluated).check(),
     ]
+
+
+def reads_coco(dataset: Any) -> bool:
+    """Whether a data set reads its annotation file as mmdet's CocoDataset does."""
+    return type(dataset).load_data_list.__module__ == 'mmdet.datasets.coco'
 
 
 def _fault_of_form(contents: Any) -> str:
@@ -70,6 +105,10 @@ def _fault_of_form(contents: Any) -> str:
             ]
             if lacks:
                 return f'entry {number} of {key!r} has no {", ".join(lacks)}'
+            wrong = [name for name, fits in _FORMS.items() if not fits(entry.get(name))]
+            if wrong:
+                value = f'{wrong[0]} {entry[wrong[0]]!r:.60}'
+                return f'entry {number} of {key!r} has {value}'
     if not contents['images']:
         return 'lists no images'
     return ''
@@ -168,7 +207,7 @@ class _Annotations:
             yield 'crowd_key', ''
         yield from _faults_of_box(annotation, image)
         if self.masks:
-            fault = _fault_of_mask(annotation.get('segmentation'), image)
+            fault = fault_of_mask(annotation.get('segmentation'), image)
             if fault:
                 yield 'mask', fault
 
@@ -196,8 +235,15 @@ def _faults_of_box(annotation: dict, image: dict) -> Iterator[tuple[str, str]]:
         yield 'box_beyond', f'bbox {box} in an image of {right} x {bottom}'
 
 
-def _fault_of_mask(mask: Any, image: dict) -> str:
-    """What is wrong with a ``segmentation``, or an empty string."""
+def fault_of_mask(mask: Any, image: dict) -> str:
+    """What is wrong with a ``segmentation``, or an empty string.
+
+    pycocotools takes memory as sizes and coordinates tell it to, and dies without.
+
+    Args:
+        mask: Polygons or RLE, as a file has them.
+        image: Its ``height`` and ``width``.
+    """
     if not mask:
         return 'no segmentation'
     if isinstance(mask, list):
@@ -208,8 +254,13 @@ def _fault_of_mask(mask: Any, image: dict) -> str:
         ]
         if not usable:
             return 'no polygon of at least 3 points, with x and y each'
-        numbers = (isinstance(n, (int, float)) for part in usable for n in part)
-        return '' if all(numbers) else 'a polygon has something else than numbers'
+        numbers = [n for part in mask if isinstance(part, list) for n in part]
+        if not all(isinstance(n, (int, float)) for n in numbers):
+            return 'a polygon has something else than numbers'
+        most = FAR * max(image['height'], image['width'])
+        if not all(abs(n) <= most for n in numbers):
+            return 'a polygon goes far beyond its image'
+        return ''
     if not isinstance(mask, dict) or not isinstance(mask.get('counts'), (list, str)):
         return 'neither polygons nor RLE with counts'
     size, counts = mask.get('size'), mask['counts']
@@ -220,6 +271,8 @@ def _fault_of_mask(mask: Any, image: dict) -> str:
         )
     try:
         runs = _decode_runs(counts) if isinstance(counts, str) else counts
+        if not all(type(run) is int for run in runs):
+            return 'RLE whose counts are not whole numbers'
         total = sum(runs)
     except (IndexError, ValueError, TypeError):
         return 'RLE whose counts cannot be decoded'
@@ -244,6 +297,8 @@ def _decode_runs(text: str) -> list[int]:
     while position < len(text):
         value, shift, more = 0, 0, True
         while more:
+            if shift > _MAX_SHIFT:
+                raise ValueError('a run of more than 64 bits')
             digit = ord(text[position]) - 48
             if not 0 <= digit < 64:
                 raise ValueError(text[position])

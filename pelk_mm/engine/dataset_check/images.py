@@ -13,6 +13,11 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258
 
 
+#: Most pixels that OpenCV decodes, and that a byte of a file can stand for: DEFLATE
+#: writes 1032 bytes as one, of 8 pixels each in a black and white image.
+MAX_PIXELS, PIXELS_PER_BYTE = 1 << 30, 8400
+
+
 class Facts(NamedTuple):
     """Facts of an image file.
 
@@ -58,6 +63,10 @@ def decode_whole(content: bytes) -> Facts | None:
             except UnidentifiedImageError:
                 return None
             with image:
+                pixels = image.size[0] * image.size[1]
+                if pixels > min(MAX_PIXELS, PIXELS_PER_BYTE * len(content)):
+                    fault = f'claims {pixels:,} pixels in {len(content):,} bytes'
+                    return Facts(image.size, image.mode, 8, 1, fault)
                 try:
                     orientation = int(image.getexif().get(_ORIENTATION, 1))
                 except Exception:  # damaged metadata, which OpenCV ignores too

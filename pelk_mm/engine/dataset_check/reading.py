@@ -11,6 +11,7 @@ from mmengine import fileio
 
 from pelk_mm.checkpoints.files import first_line
 
+from .coco_file import fault_of_mask, reads_coco
 from .findings import Finding
 from .images import Facts, decode_whole, explain_no_image
 
@@ -319,6 +320,16 @@ class SampleReader:
             'mask' not in instance for instance in info['instances']
         ):
             return  # reported with the number of the annotation
+        if self.expected.masks:
+            size = dict(height=shape[0], width=shape[1])
+            masks = (instance['mask'] for instance in info['instances'])
+            fault = next(
+                filter(None, (fault_of_mask(mask, size) for mask in masks)), ''
+            )
+            if fault:
+                if not reads_coco(self.dataset):  # else reported with the number too
+                    self._note(sample, 'mask', faults[0])
+                return
         results: Any = dict(info, img=image, img_shape=shape, ori_shape=shape)
         results['instances'] = [dict(instance) for instance in info['instances']]
         try:

@@ -1,6 +1,8 @@
 """What pyproject.toml cannot say: how the kernels and the mm files are built."""
 
+import os
 import platform
+import shlex
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -46,6 +48,9 @@ class BuildKernels(build_ext):
         x86 = platform.machine().lower() in ('x86_64', 'amd64')
         flags = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden']
         flags += ['-ffp-contract=fast', *(['-DPELK_X86'] if x86 else [])]
+        # More flags, as tests/sanitize has them: of each kind the last one counts.
+        more = shlex.split(os.environ.get('PELK_MM_CXXFLAGS', ''))
+        flags += more
         objects = self.compiler.compile(
             [str(CSRC / f'{name}.cpp') for name in LIBRARY_FILES],
             output_dir=self.build_temp,
@@ -67,7 +72,7 @@ class BuildKernels(build_ext):
         path = Path(self.get_ext_fullpath(ext.name))
         path.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
-            objects, str(path), extra_postargs=['-pthread'], target_lang='c++'
+            objects, str(path), extra_postargs=['-pthread', *more], target_lang='c++'
         )
 
 

@@ -1,5 +1,6 @@
-// The C interface of the CPU kernels, which `backends/cpu/library.py` mirrors. It knows
-// nothing of torch, so it outlives torch's releases.
+// What the C interface does with its arguments before and after the kernels.
+
+#include "api.h"
 
 #include <algorithm>
 #include <new>
@@ -18,33 +19,8 @@
 #include "scratch.h"
 #include "threads.h"
 
-#define PELK_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace pelk {
 namespace {
-
-// Counted up whenever a function or a structure of this file changes its meaning; the
-// other number is in library.py.
-constexpr int kAbi = 2;
-
-// A tensor (N, C, H, W) as a batch of matrices, strides in elements: of planes, a row per
-// channel, or of pixels, a row per pixel.
-struct Tensor {
-  const char* data;
-  int64_t batch_stride, row_stride;
-};
-
-struct Job {
-  int32_t instruction_set, threads, type;
-  int32_t kernel_rows, kernel_cols;  // parameters of a kernel: cells, or taps if dense
-  int32_t vertical_length, horizontal_length;  // of Fourier transforms; 0 for none
-  const int32_t *row_grid, *col_grid;          // of Fourier transforms: taps per cell
-  int64_t batch, channels, height, width;
-  Parallel parallel;
-};
-
-// What the functions that compute return.
-enum Status : int { kDone = 0, kOutOfMemory = 1, kWrongLength = 2 };
 
 // The status for the exception being handled.
 Status failure() try { throw; } catch (const std::bad_alloc&) {
@@ -127,19 +103,17 @@ Pixels image_of(const Tensor* maps, int64_t n) {
 
 }  // namespace
 
-PELK_EXPORT int pelk_abi() { return kAbi; }
+int pelk_abi() { return kAbi; }
 
-PELK_EXPORT int pelk_job_bytes() { return sizeof(Job); }
+int pelk_job_bytes() { return sizeof(Job); }
 
-// The i-th instruction set, best first: its name, or null past the last.
-PELK_EXPORT const char* pelk_instruction_set(int i) { return instruction_sets[i].name; }
+const char* pelk_instruction_set(int i) { return instruction_sets[i].name; }
 
-PELK_EXPORT int pelk_instruction_set_supported(int i) {
+int pelk_instruction_set_supported(int i) {
   return instruction_sets[i].supported();
 }
 
-// Requests huge pages for memory that is about to be written, where the system has them.
-PELK_EXPORT void pelk_use_huge_pages(char* data, size_t bytes) {
+void pelk_use_huge_pages(char* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (uintptr_t(data) + page - 1) / page * page;
@@ -150,9 +124,7 @@ PELK_EXPORT void pelk_use_huge_pages(char* data, size_t bytes) {
 #endif
 }
 
-// to[n][j][i] = from[n][i][j] for `rows` rows and `cols` columns of `from`. Reads the
-// job's instruction set, threads, type and batch.
-PELK_EXPORT int pelk_transpose(const Job* job, const Tensor* from, const Tensor* to,
+int pelk_transpose(const Job* job, const Tensor* from, const Tensor* to,
                                int64_t rows, int64_t cols) {
   constexpr int64_t kBlock = 128;  // several cache lines each way
   const auto transpose = *kernels_of(job).transpose;
@@ -171,9 +143,7 @@ PELK_EXPORT int pelk_transpose(const Job* job, const Tensor* from, const Tensor*
   });
 }
 
-// y (contiguous) = convolution of x with `weight`, (C, kernel_rows, kernel_cols) floats,
-// by direct sums. `bias` may be null.
-PELK_EXPORT int pelk_convolve(const Job* job, const Tensor* x, const float* weight,
+int pelk_convolve(const Job* job, const Tensor* x, const float* weight,
                               const float* bias, char* y) {
   const DirectKernels& kernels = *kernels_of(job).direct;
   const KernelSize kernel = {job->kernel_rows, job->kernel_cols};
@@ -189,8 +159,7 @@ PELK_EXPORT int pelk_convolve(const Job* job, const Tensor* x, const float* weig
                   });
 }
 
-// result (C, kernel_rows, kernel_cols) = gradient of pelk_convolve to its weights.
-PELK_EXPORT int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* grad,
+int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* grad,
                                  float* result) {
   const DirectKernels& kernels = *kernels_of(job).direct;
   const KernelSize kernel = {job->kernel_rows, job->kernel_cols};
@@ -202,8 +171,7 @@ PELK_EXPORT int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* 
   });
 }
 
-// pelk_convolve by Fourier transforms.
-PELK_EXPORT int pelk_fourier_convolve(const Job* job, const Tensor* x,
+int pelk_fourier_convolve(const Job* job, const Tensor* x,
                                       const float* weight, const float* bias,
                                       char* y) try {
   const FourierCall call(job, false);
@@ -219,18 +187,18 @@ PELK_EXPORT int pelk_fourier_convolve(const Job* job, const Tensor* x,
   return failure();
 }
 
-// Both gradients of pelk_fourier_convolve. Either result may be null; then `weight` or
-// `x`, which only it needs, is not read.
-PELK_EXPORT int pelk_fourier_gradients(const Job* job, const Tensor* x,
+int pelk_fourier_gradients(const Job* job, const Tensor* x,
                                        const Tensor* grad, const float* weight,
                                        char* grad_x, float* grad_weight) try {
   const FourierCall call(job, true);
   const Tensor out = contiguous(job, grad_x);
   const size_t bytes = call.kernels.scratch(call.problem);
   return for_each(job, job->channels, bytes, [&](int64_t c, char* memory) {
-    const Images images = images_of(job, &out, c);
+    // Nothing is computed of addresses that may be null.
+    const Images in = grad_weight ? images_of(job, x, c) : Images{};
+    const Images images = grad_x ? images_of(job, &out, c) : Images{};
     call.kernels.gradients(
-        call.problem, images_of(job, x, c), images_of(job, grad, c),
+        call.problem, in, images_of(job, grad, c),
         grad_x ? weight + c * kernel_size(job) : nullptr, grad_x ? &images : nullptr,
         grad_weight ? grad_weight + c * kernel_size(job) : nullptr, memory);
   });
@@ -238,9 +206,7 @@ PELK_EXPORT int pelk_fourier_gradients(const Job* job, const Tensor* x,
   return failure();
 }
 
-// pelk_convolve for float32 maps, of planes or else of pixels, by sums over vectors of
-// channels; y has the layout of x.
-PELK_EXPORT int pelk_convolve_pixels(const Job* job, int32_t planes, const Tensor* x,
+int pelk_convolve_pixels(const Job* job, int32_t planes, const Tensor* x,
                                      const float* weight, const float* bias,
                                      const Tensor* y) try {
   const Kernels& kernels = kernels_of(job);
@@ -278,8 +244,7 @@ PELK_EXPORT int pelk_convolve_pixels(const Job* job, int32_t planes, const Tenso
   return failure();
 }
 
-// Gradient of pelk_convolve_pixels to its weights; `result` is ordered [tap][channel].
-PELK_EXPORT int pelk_weight_grad_pixels(const Job* job, int32_t planes, const Tensor* x,
+int pelk_weight_grad_pixels(const Job* job, int32_t planes, const Tensor* x,
                                         const Tensor* grad, float* result) {
   const PixelKernels& kernels = *kernels_of(job).pixels;
   const PixelProblem problem = pixel_problem(job);

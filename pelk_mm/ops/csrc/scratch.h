@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "guards.h"
+
 namespace pelk {
 
 // Rounds up to whole cache lines, on which pieces of scratch memory start.
@@ -25,6 +27,8 @@ class Scratch {
       if (!scratch.memory_) throw std::bad_alloc();
       scratch.bytes_ = rounded;
     }
+    PELK_ALLOW(scratch.memory_, bytes);
+    PELK_FORBID(scratch.memory_ + bytes, scratch.bytes_ - bytes);
     return scratch.memory_;
   }
 

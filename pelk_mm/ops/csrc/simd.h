@@ -3,6 +3,7 @@
 // machine code of another.
 #pragma once
 
+#include "guards.h"
 #include "kernels.h"
 
 #include <cstring>
@@ -212,9 +213,14 @@ struct Arena {
   size_t used;
   template <class T>
   T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += round_up(count * sizeof(T), 64);
-    return piece;
+    const size_t bytes = count * sizeof(T), size = round_up(bytes, 64) + kGuard;
+    char* piece = base ? base + used : nullptr;
+    used += size;
+    if (piece) {
+      PELK_ALLOW(piece, bytes);
+      PELK_FORBID(piece + bytes, size - bytes);
+    }
+    return reinterpret_cast<T*>(piece);
   }
 };
 

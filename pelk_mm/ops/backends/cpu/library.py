@@ -1,7 +1,7 @@
 """The compiled library: finding, checking and describing calls to it.
 
 The library (`csrc/`) is built by `setup.py` with a plain C interface, so it is tied
-to no version of torch. The structures and status codes here mirror `csrc/api.cpp`.
+to no version of torch. The structures and status codes here mirror `csrc/api.h`.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: Floats per vector by instruction set.
 LANES = {'avx512': 16, 'avx2': 8, 'portable': 4}
 ENVIRONMENT_VARIABLE = 'PELK_MM_ISA'
-#: Version of the C interface: the number in `csrc/api.cpp`.
+#: Version of the C interface: the number in `csrc/api.h`.
 ABI = 2
 
 
@@ -53,7 +53,7 @@ class Job(ctypes.Structure):
 
 _JOB, _VIEW = ctypes.POINTER(Job), ctypes.POINTER(TensorView)
 _DATA, _INT64 = ctypes.c_void_p, ctypes.c_int64
-#: Types of the arguments of each function, as `csrc/api.cpp` declares them.
+#: Types of the arguments of each function, as `csrc/api.h` declares them.
 _ARGUMENTS = {
     'pelk_use_huge_pages': (_DATA, ctypes.c_size_t),
     'pelk_transpose': (_JOB, _VIEW, _VIEW, _INT64, _INT64),

@@ -34,8 +34,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
     """Unpickler that calls nothing but what builds arrays and plain containers."""
+
+    #: What may be asked for, by module and name.
+    allowed = _ALLOWED
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up what the pickle asks for.
@@ -43,9 +46,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         Raises:
             pickle.UnpicklingError: If it is anything but arrays and containers.
         """
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(
+        if (module, name) in self.allowed:
+            return self.allowed[module, name]
+        raise pickle.UnpicklingError(self.refuse(module, name))
+
+    def refuse(self, module: str, name: str) -> str:
+        """Explain why a file is not read; the text goes on from the file's name."""
+        return (
             f'is a plain pickle and asks for {module}.{name}, which could run code; '
             f'only arrays and plain containers are read from it; {_TRUSTED}'
         )
@@ -65,7 +72,7 @@ def read_pickle(path: Path) -> Any:
             are read by a function that runs any code.
     """
     with path.open('rb') as file:
-        return _ArrayUnpickler(file, encoding='latin1').load()
+        return ArrayUnpickler(file, encoding='latin1').load()
 
 
 def is_npz(path: Path) -> bool:

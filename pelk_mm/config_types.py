@@ -11,9 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import yaml
 from mmengine.config import Config
-from mmengine.fileio.handlers import YamlHandler, file_handlers
 from mmengine.registry import MODELS
 
 #: Endings of the files that mmengine reads as configs.
@@ -29,37 +27,6 @@ FRAMEWORKS = {
 
 class ConfigError(ValueError):
     """A config that cannot be read."""
-
-
-#: Values that the text of a YAML file may stand for, by aliases of aliases.
-MAX_VALUES = 1_000_000
-
-
-class _PlainYaml(YamlHandler):
-    """mmengine's reader of YAML without the tags that call Python's functions."""
-
-    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
-        content = yaml.load(file, Loader=yaml.SafeLoader, **kwargs)
-        _require_finite(content)
-        return content
-
-
-def _require_finite(content: Any) -> None:
-    """Raise an error where aliases repeat values beyond any use, or without end."""
-    count, nodes = 0, [content]
-    while nodes:
-        node = nodes.pop()
-        count += 1
-        if count > MAX_VALUES:
-            raise ConfigError(f'its aliases stand for more than {MAX_VALUES:,} values')
-        if isinstance(node, dict):
-            nodes += node.values()
-        elif isinstance(node, (list, tuple, set)):
-            nodes += node
-
-
-for _ending in ('yaml', 'yml'):
-    file_handlers[_ending] = _PlainYaml()
 
 
 def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:

@@ -155,9 +155,9 @@ LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(
         (
             'a.yaml',
             'model: !!python/object/apply:os.system ["touch {}"]',
-            'constructor',
+            'could run code',
         ),
-        ('a.yml', 'x: !!python/object/apply:builtins.open ["{}", "w"]', 'constructor'),
+        ('a.yml', 'x: !!python/object/apply:builtins.open ["{}", "w"]', 'run code'),
         ('a.yaml', LAUGHS, 'its aliases stand for more than'),
         ('a.yaml', 'a: &a [*a]', 'its aliases stand for more than'),
         ('a.json', '[' * 100_000, 'recursion'),

@@ -37,12 +37,15 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _ArrayUnpickler(pickle._Unpickler):
+class ArrayUnpickler(pickle._Unpickler):
     """Unpickler that calls nothing but what builds arrays and plain containers.
 
     It is the one in Python: of the one in C, six bytes that name a slot of its memo
     demand 32 GiB.
     """
+
+    #: What may be asked for, by module and name.
+    allowed = _ALLOWED
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up what the pickle asks for.
@@ -50,9 +53,13 @@ class _ArrayUnpickler(pickle._Unpickler):
         Raises:
             pickle.UnpicklingError: If it is anything but arrays and containers.
         """
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(
+        if (module, name) in self.allowed:
+            return self.allowed[module, name]
+        raise pickle.UnpicklingError(self.refuse(module, name))
+
+    def refuse(self, module: str, name: str) -> str:
+        """Explain why a file is not read; the text goes on from the file's name."""
+        return (
             f'is a plain pickle and asks for {module}.{name}, which could run code; '
             f'only arrays and plain containers are read from it; {_TRUSTED}'
         )
@@ -72,7 +79,7 @@ def read_pickle(path: Path) -> Any:
             are read by a function that runs any code.
     """
     with path.open('rb') as file:
-        return _ArrayUnpickler(file, encoding='latin1').load()
+        return ArrayUnpickler(file, encoding='latin1').load()
 
 
 def is_npz(path: Path) -> bool:

@@ -17,6 +17,8 @@ local files                               replaced; ``.safetensors`` can be read
                                           0.10.12 loads a file that is refused once
                                           more with ``weights_only=False``. Download
                                           such a file and load it as a local one.
+``.pkl``, ``.pickle``, ``.yaml``,         replaced, for annotations and configs alike;
+``.yml`` through `mmengine.load`          see `data_files`
 ========================================  =============================================
 
 ``PELK_MM_KEEP_LOADERS=1`` in the environment, set before the first import of
@@ -34,6 +36,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from .data_files import replace_handlers
 from .errors import CheckpointError, explained
 from .files import read_checkpoint
 from .loading import MMENGINE_TYPES, safe_types
@@ -122,6 +125,7 @@ def load_from_http(
 
 def replace_loaders() -> None:
     """Replace mmengine's loaders as the module's docstring lists them."""
+    replace_handlers()
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(
         ('http://', 'https://'), load_from_http, force=True

@@ -163,7 +163,9 @@ def main() -> None:
     args = parser.parse_args()
     unknown = set(args.sanitizers) - SANITIZERS.keys()
     if unknown:
-        parser.error(f'unknown: {", ".join(unknown)}; choose of {", ".join(SANITIZERS)}')
+        parser.error(
+            f'unknown: {", ".join(unknown)}; choose of {", ".join(SANITIZERS)}'
+        )
     names = args.sanitizers or list(SANITIZERS)
     start = time.monotonic()
     failed = False

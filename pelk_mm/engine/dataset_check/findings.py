@@ -24,12 +24,6 @@ _AGAIN = 'copy or download the files again, or delete them with their annotation
 KINDS = {
     # ----------------------------------------------------- the data set as a whole
     'dataset': Kind('error', 'the data set cannot be opened', 'correct the config'),
-    'pickled': Kind(
-        'error',
-        'annotation file is a pickle, which runs what it asks for as mm reads it; it '
-        'is not read here',
-        'save the annotations as JSON, which mm reads in the same form',
-    ),
     'classes': Kind(
         'error',
         'classes disagree',

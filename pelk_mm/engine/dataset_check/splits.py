@@ -25,9 +25,6 @@ SPLITS = ('train', 'val', 'test')
 #: Endings of files that a folder's data set could be meant to read.
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
-#: Endings of files that mmengine unpickles.
-_PICKLES = ('.pkl', '.pickle')
-
 #: Our backbones, which need `reading.LEAST_SIDE` pixels.
 _BACKBONES = ('PeLK', 'SLaK', 'RepLKNet')
 
@@ -106,10 +103,6 @@ def _open(cfg: Config, split: str, place: str, node: Any) -> Part:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             dataset = DATASETS.build(config)
-            pickled = _pickled_file(dataset)
-            if pickled:
-                part.findings.append(Finding('pickled', pickled))
-                return part
             classes = dataset.metainfo.get('classes')
             if isinstance(classes, str):
                 detail = f'{classes!r} is not a tuple; a single class needs a comma'
@@ -133,12 +126,6 @@ def _open(cfg: Config, split: str, place: str, node: Any) -> Part:
     part.dataset = dataset
     part.findings += _unread_files(dataset)
     return part
-
-
-def _pickled_file(dataset: Any) -> str:
-    """A file of a data set that mm would unpickle, which can run code; or ''."""
-    names = (getattr(dataset, name, '') for name in ('ann_file', 'proposal_file'))
-    return next((n for n in names if str(n).endswith(_PICKLES)), '')
 
 
 def _reason(error: Exception) -> str:

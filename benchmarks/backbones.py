@@ -45,7 +45,7 @@ from timing import (
 
 import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
-from pelk_mm.analysis.engines import Setting
+from pelk_mm.analysis.engines import OURS, Setting
 from pelk_mm.layers import depthwise, peripheral
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -316,6 +316,13 @@ def main() -> None:
         f'(default: {" ".join(RIVALS)})',
     )
     parser.add_argument(
+        '--forms',
+        nargs='+',
+        choices=OURS,
+        default=OURS,
+        help='with --against: our forms to measure beside eager (default: all)',
+    )
+    parser.add_argument(
         '--whole', action='store_true', help='with --against: UperNets, not backbones'
     )
     parser.add_argument(
@@ -362,6 +369,7 @@ def main() -> None:
             setting,
             args.whole,
             args.turns,
+            args.forms,
         )
     elif not args.throughput:
         results = compare(

@@ -306,3 +306,56 @@ def test_what_times_depend_on_with_a_card(timing, monkeypatch, output, expected)
     assert machine['clocks'].startswith(expected)
     assert {'driver', 'triton', 'torch'} <= machine.keys()
     assert torch.backends.cudnn.benchmark
+
+
+# ------------------------------------------------------------------------ rivals
+
+
+def test_the_best_over_the_best(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    rivals = importlib.import_module('rivals')
+    sys.modules.pop('rivals')
+    row = functools.partial(rivals.throughput.Row, 'model')
+    rows = [
+        row('eager', seconds=[9.0, 9.0, 9.0]),
+        row('prepared', seconds=[2.0, 3.0, 4.0]),
+        row('onnxruntime', seconds=[6.0, 6.0, 6.0]),
+        row('openvino', seconds=[4.0, 5.0, 4.0]),
+        row('openvino_factored', problem='has none'),
+    ]
+    theirs = ['onnxruntime', 'openvino', 'openvino_factored']
+    ratio, told = rivals.best_ratio(rows, theirs)
+    assert ratio == 4 / 3
+    assert told == (
+        'prepared is 1.33 times as fast as openvino, the best of the others '
+        '(1.67 by the median of the turns)'
+    )
+    assert rivals.best_ratio(rows[:2], theirs) == (None, 'no rival could be measured')
+
+
+def test_engines_of_a_narrow_model(monkeypatch, capsys, tmp_path):
+    from pelk_mm.analysis.engines import Setting
+    from pelk_mm.analysis.workers import LocalWorker
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    rivals = importlib.import_module('rivals')
+    sys.modules.pop('rivals')
+    monkeypatch.setattr(rivals, 'ProcessWorker', LocalWorker)
+    monkeypatch.setitem(rivals.RIVALS, 'torch', ('plain',))
+    config = tmp_path / 'narrow.py'
+    config.write_text(
+        "default_scope = 'mmseg'\n"
+        "model = dict(type='EncoderDecoder', "
+        f"backbone=dict(type='PeLK', arch={NARROW}), "
+        "decode_head=dict(type='FCNHead', in_channels=8, channels=8, num_classes=2))"
+    )
+    setting = Setting((64, 64), threads=torch.get_num_threads())
+    found = rivals.compare_engines(
+        [config], ['torch'], setting, turns=1, forms=('deployed', 'prepared')
+    )
+    ratio = found['narrow']['ratio']
+    engines = [row['engine'] for row in found['narrow']['rows']]
+    assert engines == ['eager', 'deployed', 'prepared', 'plain']
+    output = capsys.readouterr().out
+    assert f'{ratio:.2f} times as fast as plain, the best of the others' in output
+    assert all(row['difference'] < 1e-5 for row in found['narrow']['rows'][1:])

@@ -288,6 +288,11 @@ def caveats(setting: Setting, subject: Subject, cfg: Any) -> Iterator[str]:
             'this processor has no instructions for bfloat16; --amp then takes longer '
             'than float32'
         )
+    if setting.device == 'cpu' and setting.threads == 1:
+        yield (
+            'times on one thread are those for which it had a processor: other '
+            'programs do not count'
+        )
     if subject.predicts(cfg) and subject.checkpoint is None:
         yield (
             'random weights find few objects, so the heads have less to compute than '

@@ -197,7 +197,10 @@ class LocalWorker:
     ) -> None:
         self.form, self.alone = form, alone
         kind = ENGINES[form.engine]
-        self.timer = timer or timer_for(form.setting.device, kind.own_stream)
+        setting = form.setting
+        self.timer = timer or timer_for(
+            setting.device, kind.own_stream, setting.threads
+        )
         self._engine: Any = None
         self.memory: Memory = UnknownMemory()
 

@@ -24,8 +24,16 @@ ARCHS = {
 }
 
 
-def write_narrow(folder, kind='PeLK', channels=3):
-    """Write the config of a narrow segmenter; returns its path."""
-    path = folder / f'narrow_{kind.lower()}_{channels}.py'
-    path.write_text(NARROW.format(kind=kind, arch=ARCHS[kind], channels=channels))
+def write_narrow(folder, kind='PeLK', channels=3, wide=False):
+    """Write the config of a narrow segmenter; returns its path.
+
+    Args:
+        folder: Where it goes.
+        kind: Type of the backbone.
+        channels: Those of the images.
+        wide: Whether its first kernels have cells that are worth box sums.
+    """
+    path = folder / f'narrow_{kind.lower()}_{channels}{"_wide" * wide}.py'
+    arch = ARCHS[kind] | (dict(kernel_sizes=[51, 9]) if wide else {})
+    path.write_text(NARROW.format(kind=kind, arch=arch, channels=channels))
     return str(path)

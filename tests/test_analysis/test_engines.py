@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import benchmark
 from pelk_mm.analysis import engines
 from pelk_mm.analysis.engines import (
     ENGINES,
@@ -60,6 +61,54 @@ def test_deployed(compute, kind):
     assert not any(each.requires_grad for each in form.call.parameters())
 
 
+@pytest.mark.parametrize('kind', ARCHS)
+@pytest.mark.parametrize('part', ['backbone', 'whole'])
+def test_prepared(compute, kind, part):
+    _, expected = compute('eager', kind, part)
+    form, outputs = compute('prepared', kind, part)
+    assert_close(outputs, expected)
+    assert form.call.backbone.prepared == (torch.float32, False)
+    form, outputs = compute('prepared', kind, part, amp=True)
+    assert form.call.backbone.prepared == (torch.bfloat16, False)
+    assert_close(outputs, expected, 0.1)
+    with pytest.raises(AssertionError):
+        assert_close(outputs, expected)
+
+
+def test_only_ours_are_prepared(compute, monkeypatch):
+    module = nn.Module()
+    module.backbone = nn.Conv2d(3, 3, 1)
+    monkeypatch.setattr(Subject, 'build', lambda subject: module)
+    with pytest.raises(UnavailableError, match='Conv2d is no backbone of this package'):
+        compute('prepared')
+
+
+@pytest.mark.parametrize('kind', ARCHS)
+def test_plain(compute, kind):
+    """A rival without any operator of ours."""
+    form, outputs = compute('plain', kind)
+    assert_close(outputs, compute('eager', kind)[1])
+    with torch.profiler.profile() as profile:
+        form.infer()
+    names = {event.key for event in profile.key_averages()}
+    assert not {name for name in names if name.startswith('pelk_mm')}
+    assert any(name.endswith('convolution') for name in names)
+
+
+def test_box_sums_where_there_are_some(tmp_path):
+    module = Subject('ours', write_narrow(tmp_path, 'SLaK'), 'backbone').build()
+    with pytest.raises(UnavailableError, match='no convolution that box sums could'):
+        engines.torch_module(module, factored=True)
+    module = Subject('ours', write_narrow(tmp_path, wide=True), 'backbone').build()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = first_image(module(images))
+        assert_close(
+            first_image(engines.torch_module(module, True)(images)), expected, 1e-4
+        )
+    assert any('Factored' in type(each).__name__ for each in module.modules())
+
+
 def test_layout_and_autocast(compute):
     _, expected = compute('eager', part='whole')
     form, outputs = compute('eager', part='whole', channels_last=True, amp=True)
@@ -91,8 +140,9 @@ def test_openvino(compute):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ARCHS)
-def test_compiled(compute, kind):
-    _, outputs = compute('compiled', kind)
+@pytest.mark.parametrize('form', ['compiled', 'prepared_compiled', 'plain_compiled'])
+def test_compiled(compute, kind, form):
+    _, outputs = compute(form, kind)
     assert_close(outputs, compute('eager', kind)[1], 1e-4)
 
 
@@ -188,6 +238,11 @@ def test_precision_of_openvino_is_what_was_asked_for(monkeypatch, tmp_path):
     form = ENGINES['openvino'](subject, amp, tmp_path)
     form.load()
     assert form.core.compiled[2]['INFERENCE_PRECISION_HINT'] == 'bf16'
+
+
+def test_the_tool_knows_every_form():
+    assert {*benchmark.ENGINES, *benchmark.OTHER_ENGINES} == ENGINES.keys()
+    assert set(engines.OURS) < ENGINES.keys()
 
 
 def test_missing_packages(monkeypatch):

@@ -7,8 +7,10 @@ from pelk_mm.ops import stopwatch
 def test_wall_clock(monkeypatch):
     now = iter([2.0, 5.0])
     monkeypatch.setattr('time.perf_counter', lambda: next(now))
-    assert turns.timer_for('cpu') is turns.wall_seconds
+    assert turns.timer_for('cpu', threads=2) is turns.wall_seconds
+    assert turns.timer_for('cpu', threads=1) is turns.processor_seconds
     assert turns.wall_seconds(list) == 3.0
+    assert 0 <= turns.processor_seconds(list) < 3
 
 
 def test_cuda_by_events_of_the_stream(monkeypatch):

@@ -1,5 +1,6 @@
 """Programs of torch.export are read without running what their files carry."""
 
+import contextlib
 import io
 import json
 import zipfile
@@ -93,7 +94,9 @@ def test_pickle_in_place_of_the_inputs(program, tmp_path):
     with pytest.raises(Exception, match=r'(?i)weights|unpickl'):
         load_program(path)
     assert not marker.exists()
-    torch.export.load(path)  # which is what there is to guard against
+    # What there is to guard against; torch then stumbles over its own warning.
+    with contextlib.suppress(TypeError):
+        torch.export.load(path)
     assert marker.exists()
 
 

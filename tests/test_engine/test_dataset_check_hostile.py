@@ -38,7 +38,7 @@ def test_pickled_annotations_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / 'annotations.pkl'
     path.write_bytes(b'\x80\x02cposix\nabort\n)R.')
     dataset = dict(
-        type='mmengine.BaseDataset',
+        type='mmdet.BaseDetDataset',
         ann_file=str(path),
         metainfo=dict(classes=('a', 'b')),
         pipeline=[dict(type='LoadImageFromFile')],

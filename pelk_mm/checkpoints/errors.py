@@ -36,6 +36,12 @@ def explained(path: str | Path) -> Iterator[None]:
                 # What `load_weights_only` says has the file's name in it already.
                 name = '' if str(path) in reason else f'{path} '
                 raise CheckpointError(name + reason) from error
+            asked = re.search(r'GLOBAL (\S+)', str(error))
+            if asked:
+                raise CheckpointError(
+                    f'{path} asks for {asked[1]}, which could run code; where you '
+                    'trust it, save it again without'
+                ) from error
             # The reason follows a page of advice that would not help here.
             details = re.search(r'Unpickler error:\s*(.+)', str(error))
             reason = details[1] if details else 'its pickle is malformed'

@@ -26,6 +26,12 @@ _CODE = ('custom_obj_', 'opaque_obj_', 'aotinductor', '.so')
 #: Functions of sizes, as torch writes them.
 _FUNCTIONS = {
     'Abs',
+    'Add',
+    'Integer',
+    'Mul',
+    'Pow',
+    'PowByNatural',
+    'Rational',
     'CeilDiv',
     'CeilToInt',
     'CleanDiv',
@@ -58,6 +64,7 @@ _FUNCTIONS = {
 }
 _NODES = (
     ast.Expression,
+    ast.keyword,
     ast.BinOp,
     ast.UnaryOp,
     ast.BoolOp,
@@ -153,19 +160,51 @@ def is_plain_expression(text: Any) -> bool:
         tree = ast.parse(text.strip(), mode='eval')
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return all(map(_is_plain, ast.walk(tree)))
+    nodes = list(ast.walk(tree))
+    symbols = {
+        id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and _is_symbol(n)
+    }
+    return all(id(node) in symbols or _is_plain(node) for node in nodes)
+
+
+def _is_symbol(call: ast.Call) -> bool:
+    """Whether a call is ``Symbol('s0', positive=True)``."""
+    return (
+        isinstance(call.func, ast.Name)
+        and call.func.id == 'Symbol'
+        and len(call.args) == 1
+        and str(getattr(call.args[0], 'value', '')).isidentifier()
+        and all(type(getattr(w.value, 'value', None)) is bool for w in call.keywords)
+    )
 
 
 def _is_plain(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
-        return known and not node.keywords
+        return _is_plain_call(node)
     if isinstance(node, ast.Constant):
         number = type(node.value) in (int, float, bool)
         return number and abs(node.value) <= _NUMBER
     if isinstance(node, ast.Name):
         return not node.id.startswith('_')
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        exponent = getattr(node.right, 'value', None)
-        return type(exponent) is int and 0 <= exponent <= _EXPONENT
+        return _is_small(node.right)
     return isinstance(node, _NODES)
+
+
+def _is_plain_call(node: ast.Call) -> bool:
+    """Whether a call is one of a function of sizes, or makes a symbol or a number."""
+    if _is_symbol(node):
+        return True
+    name = node.func.id if isinstance(node.func, ast.Name) else ''
+    if name not in _FUNCTIONS or node.keywords:
+        return False
+    return 'Pow' not in name or (len(node.args) == 2 and _is_small(node.args[1]))
+
+
+def _is_small(exponent: ast.AST) -> bool:
+    if isinstance(exponent, ast.Call) and ast.unparse(exponent.func) == 'Integer':
+        exponent = next(iter(exponent.args), exponent)
+    if isinstance(exponent, ast.UnaryOp):
+        exponent = exponent.operand
+    value = getattr(exponent, 'value', None)
+    return type(value) is int and 0 <= value <= _EXPONENT

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from pelk_mm.checkpoints.files import CheckpointError, first_line
 
 from .growth import GROWTHS, prune_and_grow, prune_rate
 from .initializers import (
@@ -132,6 +135,11 @@ class DynamicSparsityHook(Hook):
         """Keep the checkpoint's masks for `before_train`, in case of a resume."""
         if self.mode != 'off':
             self._saved = checkpoint.get('sparsity')
+            if not isinstance(self._saved, (Mapping, NoneType)):
+                raise CheckpointError(
+                    'the sparsity entry of the checkpoint is a '
+                    f'{type(self._saved).__name__}; resume another one'
+                )
 
     def before_train(self, runner: Runner) -> None:
         """Find or restore the masks and apply them.
@@ -248,15 +256,22 @@ class DynamicSparsityHook(Hook):
     ) -> SparsityMasks:
         """Take the schedule and masks, of a given density, from the checkpoint."""
         assert self._saved is not None  # `start` has refused that
-        masks = SparsityMasks.from_state_dict(params, self._saved)
+        try:
+            masks = SparsityMasks.from_state_dict(params, self._saved)
+            steps = int(self._saved['steps'])
+            self.generator.set_state(self._saved['generator'].cpu())
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f'the sparsity entry of the checkpoint is damaged: '
+                f'{type(error).__name__}: {first_line(error)}; resume another one'
+            ) from error
         if density is not None and abs(masks.density - density) > 1e-3 * density:
             raise ValueError(
                 f'the resumed checkpoint has density {masks.density:.4f}, '
                 f'sparsity {self.sparsity} asks for {density:.4f}; a resumed run keeps '
                 f'its own, so set sparsity={1 - masks.density:.4f}'
             )
-        self.steps = int(self._saved['steps'])
-        self.generator.set_state(self._saved['generator'].cpu())
+        self.steps = steps
         return masks
 
     def _verify_masks(self, masks: SparsityMasks) -> None:

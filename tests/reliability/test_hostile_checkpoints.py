@@ -59,7 +59,7 @@ def require_readers(hostile, cases, folder):
 
 
 def test_readers_of_all_tools(hostile, tmp_path):
-    require_readers(hostile, range(300), tmp_path)
+    require_readers(hostile, range(60), tmp_path)
 
 
 @pytest.mark.slow

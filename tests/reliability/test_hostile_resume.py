@@ -66,3 +66,39 @@ def test_state_that_repeats_one_value(make_small, trained, tmp_path):
     optimizer = {**trained['optimizer'], 'state': state}
     with pytest.raises(CheckpointError, match='repeats values'):
         resume(make_small, tmp_path, {**trained, 'optimizer': optimizer})
+
+
+@pytest.fixture(scope='module')
+def sparse(make_small, tmp_path_factory):
+    """Content of a checkpoint in the middle of a sparse training."""
+    folder = tmp_path_factory.mktemp('sparse')
+    make_small(folder, iters=2, sparse=True).train()
+    return torch.load(folder / 'iter_2.pth', weights_only=False)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value'),
+    [
+        (None, 3),
+        ('masks', None),
+        ('masks', 'shape'),
+        ('dense', 3),
+        ('steps', 'x'),
+        ('generator', None),
+        ('generator', torch.zeros(3)),
+    ],
+)
+def test_masks_that_are_none(make_small, sparse, tmp_path, entry, value):
+    changed = value if entry is None else {**sparse['sparsity'], entry: value}
+    if isinstance(value, str) and value == 'shape':
+        masks = dict.fromkeys(sparse['sparsity']['masks'], torch.ones(1).bool())
+        changed = {**sparse['sparsity'], 'masks': masks}
+    torch.save({**sparse, 'sparsity': changed}, tmp_path / 'iter_2.pth')
+    with pytest.raises(CheckpointError, match='sparsity entry of the checkpoint'):
+        make_small(
+            tmp_path,
+            iters=3,
+            sparse=True,
+            resume=True,
+            load_from=str(tmp_path / 'iter_2.pth'),
+        ).train()

@@ -22,7 +22,10 @@ def load(path):
         (b'\x80\x02K\x07.', 'holds a int, not weights by name'),
         ([1, 2], 'holds a list, not weights by name'),
         ({'state_dict': 3}, 'holds a int, not weights by name'),
-        ({'state_dict': {3: torch.zeros(1)}}, 'a tensor under 3, which is not a name'),
+        (
+            {'state_dict': {3: torch.zeros(1)}},
+            'has a tensor under 3, which is no',
+        ),
         ({'a': torch.zeros(1).expand(1 << 40)}, 'repeats values'),
     ],
     ids=['empty', 'cut', 'page', 'int', 'list', 'wrapper', 'name', 'repeated'],

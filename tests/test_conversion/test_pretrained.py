@@ -118,7 +118,7 @@ def test_converted_file_loads(small, save, tmp_path, suffix):
 
 
 def test_missing_file_is_left_to_the_loader_to_report(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match='does not exist'):
+    with pytest.raises(CheckpointError, match='does not exist'):
         pretrained(small()[0], tmp_path / 'nowhere.pth').init_weights()
 
 

@@ -328,7 +328,7 @@ class SampleReader:
             )
             if fault:
                 if not reads_coco(self.dataset):  # else reported with the number too
-                    self._note(sample, 'mask', faults[0])
+                    self._note(sample, 'mask', fault)
                 return
         results: Any = dict(info, img=image, img_shape=shape, ori_shape=shape)
         results['instances'] = [dict(instance) for instance in info['instances']]

@@ -1,7 +1,7 @@
 """Build the CPU kernels with sanitizers and drive all of them: `make sanitize`.
 
-The kernels are built by setup.py, for every instruction set, into a temporary folder and
-driven by `check_kernels.cpp`, a program without an interpreter in it.
+The kernels are built by setup.py, for every instruction set, into a temporary folder
+and driven by `check_kernels.cpp`, a program without an interpreter in it.
 
     python tests/sanitize/run.py                 all sanitizers
     python tests/sanitize/run.py thread          one of them
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / 'pelk_mm' / 'ops' / 'csrc'
 DRIVER = Path(__file__).with_name('check_kernels.cpp')
 
-#: Flags by sanitizer. Apart and without optimisation, which could leave out what is to be
-#: found, for together they make the transforms take minutes to compile. ThreadSanitizer's
-#: own calls are slow enough to be worth optimising.
+#: Flags by sanitizer. One at a time and without optimisation, which could leave out what
+#: is to be found, for else the transforms take minutes to compile. The thread sanitizer
+#: follows every access with a call, of which optimisation leaves fewer.
 SANITIZERS = {
     'address': [
         '-O0',
@@ -166,7 +166,9 @@ def main() -> None:
     args = parser.parse_args()
     unknown = set(args.sanitizers) - SANITIZERS.keys()
     if unknown:
-        parser.error(f'unknown: {", ".join(unknown)}; choose of {", ".join(SANITIZERS)}')
+        parser.error(
+            f'unknown: {", ".join(unknown)}; choose of {", ".join(SANITIZERS)}'
+        )
     names = args.sanitizers or list(SANITIZERS)
     start = time.monotonic()
     failed = False

@@ -1,5 +1,7 @@
 # make demo: train and evaluate on drawn scenes.  make test: lint and test.
 # make docs: build the site into site/.  All set up what they need.
+# make sanitize: drive the CPU kernels under the address, undefined behaviour and thread
+# sanitizers; takes minutes.
 # PYTHON and TORCH choose the interpreter and the torch;
 # STACK=onedl the maintained forks of the OpenMMLab packages, in an environment of its own.
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
 # The variable silences an advertisement of the theme.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
-.PHONY: demo test docs env clean
+.PHONY: demo test docs sanitize env clean
 
 demo: env
 	$(VENV)/bin/python demo/demo.py
@@ -23,6 +25,9 @@ test: env
 
 docs: env
 	$(BUILD_SITE)
+
+sanitize: env
+	$(VENV)/bin/python tests/sanitize/run.py
 
 env:
 	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)' --stack '$(STACK)'

@@ -1,11 +1,11 @@
 """Time the kernels where another OpenMP runtime was loaded before torch's.
 
 Two processes run the same calls in turns, one of them with the other runtime in
-``LD_PRELOAD``. Both have to find the same bits. Numbers above 1 say how many times longer
-calls take with the other runtime; more than ``--most`` of any call, or other bits, are an
-error.
+``LD_PRELOAD``. Both have to find the same bits. Numbers above 1 say how many times
+longer calls take with the other runtime; more than ``--most`` of any call, or other
+bits, are an error.
 
-    python benchmarks/second_openmp.py LIBRARY     of the package intel-openmp: libiomp5.so
+    python benchmarks/second_openmp.py libiomp5.so    of the package intel-openmp
 """
 
 import functools

@@ -42,7 +42,7 @@ def may_run() -> bool:
 def remember(
     entries: dict[_Key, _Value], key: _Key, value: _Value, most: int
 ) -> _Value:
-    """Add an entry, and of more than `most` drop the oldest, to be found anew if needed.
+    """Add an entry, and of more than `most` drop the oldest.
 
     Images of ever new sizes would fill the memory otherwise.
 

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / 'pelk_mm' / 'ops' / 'csrc'
 DRIVER = Path(__file__).with_name('check_kernels.cpp')
 
-#: Flags by sanitizer. One at a time and without optimisation, which could leave out what
-#: is to be found, for else the transforms take minutes to compile. The thread sanitizer
-#: follows every access with a call, of which optimisation leaves fewer.
+#: Flags by sanitizer. One at a time and without optimisation, which could leave out
+#: what is to be found: otherwise the transforms take minutes to compile. The thread
+#: sanitizer follows every access with a call, of which optimisation leaves fewer.
 SANITIZERS = {
     'address': [
         '-O0',
@@ -52,6 +52,11 @@ OPTIONS = {
 
 class FailedError(Exception):
     """A build or a run failed; the message says which."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler of the environment, or the system's."""
+    return os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
 
 
 def build_library(folder: Path, flags: list[str]) -> Path:
@@ -96,7 +101,7 @@ def build_driver(library: Path, folder: Path, flags: list[str]) -> Path:
     Raises:
         FailedError: It could not be compiled, or there is no compiler.
     """
-    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
+    compiler = find_compiler()
     if compiler is None:
         raise FailedError('there is no C++ compiler; install g++ or set CXX')
     program = folder / 'check_kernels'
@@ -112,13 +117,13 @@ def build_driver(library: Path, folder: Path, flags: list[str]) -> Path:
     return program
 
 
-def drive(program: Path, seed: int, cases: int) -> str:
-    """Run the program.
+def drive(program: Path, *arguments: int) -> str:
+    """Run a program.
 
     Args:
-        program: What `build_driver` made.
-        seed: Of the problems of random shapes.
-        cases: How many of them.
+        program: What `build_driver` made, or another one.
+        arguments: What it takes: the seed of the problems of random shapes, and how
+            many of them.
 
     Returns:
         What it says of itself.
@@ -127,7 +132,7 @@ def drive(program: Path, seed: int, cases: int) -> str:
         FailedError: A result was wrong, or a sanitizer has reported something.
     """
     done = subprocess.run(
-        [str(program), str(seed), str(cases)],
+        [str(program), *map(str, arguments)],
         env={**os.environ, **OPTIONS},
         capture_output=True,
         text=True,

@@ -1,5 +1,7 @@
 # make demo: train and evaluate on drawn scenes.  make test: lint and test.
 # make docs: build the site into site/.  All set up what they need.
+# make sanitize: drive the CPU kernels under the address, undefined behaviour and thread
+# sanitizers; takes minutes.
 # PYTHON and TORCH choose the interpreter and the torch;
 # STACK=onedl the maintained forks of the OpenMMLab packages, in an environment of its own;
 # LOCK=1 installs the versions and files that requirements/ names, hashes checked.
@@ -16,7 +18,7 @@ BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 # uv, cyclonedx-bom and pip-audit, away from the packages that they look at.
 SUPPLY := .venv-supply
 
-.PHONY: demo test docs env lock sbom audit clean
+.PHONY: demo test docs sanitize env lock sbom audit clean
 
 demo: env
 	$(VENV)/bin/python demo/demo.py
@@ -30,6 +32,9 @@ test: env
 
 docs: env
 	$(BUILD_SITE)
+
+sanitize: env
+	$(VENV)/bin/python tests/sanitize/run.py
 
 env:
 	@$(PYTHON) tools/setup_env.py $(VENV) --torch '$(TORCH)' --stack '$(STACK)' \

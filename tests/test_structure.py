@@ -157,6 +157,46 @@ def test_no_long_file():
     } == {}
 
 
+def unbounded_caches(tree):
+    """Names of functions with arguments whose every result is kept."""
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        wanted = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        if not (wanted or node.args.vararg or node.args.kwarg):
+            continue
+        for decorator in node.decorator_list:
+            text = ast.unparse(decorator).removeprefix('functools.')
+            if text in ('cache', 'lru_cache(None)', 'lru_cache(maxsize=None)'):
+                yield node.name
+
+
+def test_caches_are_bounded():
+    """Images of ever new sizes do not fill the memory."""
+    found = [
+        f'{path.relative_to(ROOT)}: {name}'
+        for path in PACKAGE.rglob('*.py')
+        for name in unbounded_caches(ast.parse(path.read_text()))
+    ]
+    assert found == []
+
+
+def test_unbounded_caches_are_found():
+    text = """
+@functools.cache
+def constant(): ...
+@functools.lru_cache(maxsize=9)
+def bounded(a): ...
+@functools.cache
+def first(a): ...
+@lru_cache(maxsize=None)
+def second(*, a): ...
+@cache
+def third(*a): ...
+"""
+    assert [*unbounded_caches(ast.parse(text))] == ['first', 'second', 'third']
+
+
 @pytest.fixture
 def package(tmp_path):
     """Writes a package of these files and texts; returns its import graph."""

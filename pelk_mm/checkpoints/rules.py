@@ -8,7 +8,7 @@ side, so converting there and back gives the names one started from.
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 Rule = tuple[str, str]
@@ -341,7 +341,7 @@ def _rename_all(
     return Renamed(converted, reasons, unknown)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _pattern(template: str) -> re.Pattern[str]:
     """Regular expression of a template, with a named group per field."""
     parts = re.split(r'\{(\w+)\}', template)

@@ -1,7 +1,7 @@
 """Pictures of predictions: colours over the image and a legend of the classes there."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -173,7 +173,7 @@ def draw_result(
     return picture, detection_legend(model, result.sample, threshold)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Matplotlib's own font, which covers more alphabets than Pillow's."""
     return ImageFont.truetype(font_manager.findfont('DejaVu Sans'), size)

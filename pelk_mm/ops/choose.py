@@ -9,6 +9,7 @@ and with them the choice and the last bits of the result. On CUDA alone, and whe
 import functools
 import itertools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 
@@ -128,6 +129,8 @@ def _cheapest(
 
 #: Fastest options found, by all that they depend on.
 _found: dict[Hashable, tuple[Backend, ...]] = {}
+_MAX_FOUND = 4096
+_found_lock = threading.Lock()
 
 
 def _fastest(
@@ -144,7 +147,9 @@ def _fastest(
         known = {o: total for o, total in totals.items() if total is not None}
         if not known:
             return None
-        option = _found[key] = min(known, key=known.__getitem__)
+        option = min(known, key=known.__getitem__)
+        with _found_lock:
+            tuning.remember(_found, key, option, _MAX_FOUND)
     return option
 
 

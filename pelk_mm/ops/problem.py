@@ -140,7 +140,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def fast_length(least: int) -> int:
     """Find the shortest even length of small prime factors.
 

@@ -121,7 +121,7 @@ def triton_version() -> str:
         return 'none'
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _machine(gpu: str) -> str:
     return (
         f'{gpu}, driver {driver_version()}, torch {torch.__version__}, '

@@ -2,14 +2,18 @@
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import torch
 
 from ._torch_compat import is_watched
 from .problem import Problem, dtype_name
 from .stopwatch import Candidate, CudaStopwatch, Stopwatch
-from .tuning_file import Times, TuningFile
+from .tuning_file import MAX_MACHINES, MAX_PROBLEMS, Times, TuningFile
+
+_Key = TypeVar('_Key', bound=Hashable)
+_Value = TypeVar('_Value')
 
 
 def is_on() -> bool:
@@ -33,6 +37,22 @@ def may_run() -> bool:
         or torch.jit.is_tracing()
         or is_watched()
     )
+
+
+def remember(
+    entries: dict[_Key, _Value], key: _Key, value: _Value, most: int
+) -> _Value:
+    """Add an entry, and of more than `most` drop the oldest.
+
+    Images of ever new sizes would fill the memory otherwise.
+
+    Returns:
+        The entry's value.
+    """
+    entries[key] = value
+    if len(entries) > most:
+        del entries[next(iter(entries))]
+    return value
 
 
 def label(candidate: Candidate) -> str:
@@ -96,9 +116,11 @@ class Tuner:
         with self._lock:
             known = self._times.get(machine)
             if known is None:
-                known = self._times[machine] = self.file.read(machine)
+                known = self.file.read(machine)
+                remember(self._times, machine, known, MAX_MACHINES)
             if name not in known and may_time and may_run():
-                known[name] = self._take(problem, candidates, machine, name)
+                taken = self._take(problem, candidates, machine, name)
+                remember(known, name, taken, MAX_PROBLEMS)
             return known.get(name) or None
 
     def _take(

@@ -1,7 +1,7 @@
 """Build the CPU kernels with sanitizers and drive all of them: `make sanitize`.
 
-The kernels are built by setup.py, for every instruction set, into a temporary folder and
-driven by `check_kernels.cpp`, a program without an interpreter in it.
+The kernels are built by setup.py, for every instruction set, into a temporary folder
+and driven by `check_kernels.cpp`, a program without an interpreter in it.
 
     python tests/sanitize/run.py                 all sanitizers
     python tests/sanitize/run.py thread          one of them
@@ -22,19 +22,22 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / 'pelk_mm' / 'ops' / 'csrc'
 DRIVER = Path(__file__).with_name('check_kernels.cpp')
 
-#: Flags by sanitizer. Both of the first ones find other things in the same run.
+#: Flags by sanitizer. One at a time and without optimisation, which could leave out
+#: what is to be found: otherwise the transforms take minutes to compile. The thread
+#: sanitizer follows every access with a call, of which optimisation leaves fewer.
 SANITIZERS = {
     'address': [
-        '-fsanitize=address,undefined',
-        # Ends the program, as AddressSanitizer does, instead of printing alone.
-        '-fno-sanitize-recover=undefined',
-        # A call for every access: inline, the transforms take minutes to compile.
+        '-O0',
+        '-fsanitize=address',
+        # A call for every access instead of code.
         '--param=asan-instrumentation-with-call-threshold=0',
     ],
-    'thread': ['-fsanitize=thread'],
+    # Ends the program, as the others do, instead of printing alone.
+    'undefined': ['-O0', '-fsanitize=undefined', '-fno-sanitize-recover=undefined'],
+    'thread': ['-O1', '-fsanitize=thread'],
 }
-#: Lines of source in reports; optimised, sanitizers miss what is optimised away.
-COMMON = ['-O1', '-g1', '-fno-omit-frame-pointer']
+#: Lines of source in reports.
+COMMON = ['-g1', '-fno-omit-frame-pointer']
 #: What the programs are run with.
 OPTIONS = {
     # check_kernels.cpp asks for more memory than there is, which the library reports.
@@ -49,6 +52,11 @@ OPTIONS = {
 
 class FailedError(Exception):
     """A build or a run failed; the message says which."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler of the environment, or the system's."""
+    return os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
 
 
 def build_library(folder: Path, flags: list[str]) -> Path:
@@ -93,7 +101,7 @@ def build_driver(library: Path, folder: Path, flags: list[str]) -> Path:
     Raises:
         FailedError: It could not be compiled, or there is no compiler.
     """
-    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
+    compiler = find_compiler()
     if compiler is None:
         raise FailedError('there is no C++ compiler; install g++ or set CXX')
     program = folder / 'check_kernels'
@@ -109,13 +117,13 @@ def build_driver(library: Path, folder: Path, flags: list[str]) -> Path:
     return program
 
 
-def drive(program: Path, seed: int, cases: int) -> str:
-    """Run the program.
+def drive(program: Path, *arguments: int) -> str:
+    """Run a program.
 
     Args:
-        program: What `build_driver` made.
-        seed: Of the problems of random shapes.
-        cases: How many of them.
+        program: What `build_driver` made, or another one.
+        arguments: What it takes: the seed of the problems of random shapes, and how
+            many of them.
 
     Returns:
         What it says of itself.
@@ -124,7 +132,7 @@ def drive(program: Path, seed: int, cases: int) -> str:
         FailedError: A result was wrong, or a sanitizer has reported something.
     """
     done = subprocess.run(
-        [str(program), str(seed), str(cases)],
+        [str(program), *map(str, arguments)],
         env={**os.environ, **OPTIONS},
         capture_output=True,
         text=True,

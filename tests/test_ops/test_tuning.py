@@ -380,6 +380,22 @@ def test_the_file_stays_small(tmp_path, monkeypatch):
     assert list(file.read('c')) == ['q', 'r']
 
 
+def test_a_process_that_sees_ever_new_sizes_forgets_the_oldest(tuned, monkeypatch):
+    monkeypatch.setattr(tuning, 'MAX_PROBLEMS', 3)
+    monkeypatch.setattr(choose, '_MAX_FOUND', 2)
+    monkeypatch.setattr(choose, '_found', {})
+    watch = tuned(FakeStopwatch(TRITON_IS_SLOW))
+    problems = [PROBLEM._replace(shape=(2, 8, 16, side)) for side in range(16, 26)]
+    for problem in problems:
+        assert names(problem=problem) == ['nchw']
+    assert [key[1] for key in choose._found] == problems[-2:]
+    (known,) = tuning.TUNER._times.values()
+    assert [*known] == [tuning.problem_label(p, FORWARD) for p in problems[-3:]]
+    # One that is remembered is not timed again.
+    assert names(problem=problems[-3]) == ['nchw']
+    assert len(watch.calls) == len(problems)
+
+
 @pytest.mark.parametrize('given', [True, False])
 def test_place_of_the_file(monkeypatch, tmp_path, given):
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from pelk_mm.analysis import machine, turns

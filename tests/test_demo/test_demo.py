@@ -170,6 +170,13 @@ def test_command_refuses_bad_arguments(arguments, message, tmp_path):
     assert 'Traceback' not in result.stderr
 
 
+@pytest.mark.parametrize('amp', [False, True])
+def test_mixed_precision_is_what_the_tools_have(tmp_path, amp):
+    cfg = make_config(CONFIG, tmp_path, 0, None, amp)
+    assert cfg.optim_wrapper.type == ('AmpOptimWrapper' if amp else 'OptimWrapper')
+    assert cfg.optim_wrapper.get('loss_scale') == ('dynamic' if amp else None)
+
+
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     """Folder and score table of a demonstration of four iterations."""

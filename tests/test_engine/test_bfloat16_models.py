@@ -103,9 +103,32 @@ def tensors(entry, name=''):
             yield from tensors(value, f'{name}.{key}')
 
 
+def test_one_step(cfg):
+    cfg.work_dir = f'{cfg.work_dir}/step'
+    cfg.optim_wrapper.accumulative_counts = 1
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.train()
+    wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    before = {name: param.clone() for name, param in model.named_parameters()}
+    with wrapper.optim_context(model):
+        data = model.data_preprocessor(batch, training=True)
+        losses = model(**data, mode='loss')
+    values = dict(tensors({k: v for k, v in losses.items() if 'loss' in k}))
+    assert len(values) >= 2
+    for name, loss in values.items():
+        assert loss.dtype is torch.float32, name
+        assert loss.isfinite(), name
+    wrapper.update_params(model.parse_losses(losses)[0])
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert len(moved) > len(before) / 2
+    assert all(param.dtype is torch.float32 for param in model.parameters())
+
+
 ENTRIES = ('state_dict', 'ema_state_dict', 'optimizer', 'sparsity')
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_the_uninterrupted_one(cfg, tmp_path):
     runner, whole = train(cfg, 'whole')
     assert isinstance(runner.optim_wrapper, Bfloat16OptimWrapper)

@@ -105,12 +105,14 @@ def pack_pointwise(model: nn.Module, dtype: torch.dtype | None = None) -> int:
 
 
 def lay_out(images: Tensor) -> Tensor:
-    """Lay images out as the blocks keep their maps on the CPU: channels_last.
+    """Lay images out channels_last for inference on the CPU.
 
     What follows keeps the layout that it is given, so that nothing is laid out anew. On
-    other devices, and where calls are recorded, images stay as they are.
+    other devices, where calls are recorded, and in training, where the gradients to a
+    convolution's weight would take strides that are not the weight's own, images stay
+    as they are.
     """
-    if images.dim() == 4 and may_overwrite(images.detach()):
+    if not torch.is_grad_enabled() and images.dim() == 4 and may_overwrite(images):
         return images.contiguous(memory_format=torch.channels_last)
     return images
 
@@ -194,7 +196,8 @@ def add_in_chunks(
         is another, or the calls are recorded.
     """
     if not (
-        may_overwrite(x, source, *block.parameters())
+        may_overwrite(x, source)
+        and may_overwrite(*block.parameters())
         and all(map(_treats_pixels_alone, parts))
         and not _is_hooked(*parts)
         and x.is_contiguous(memory_format=torch.channels_last)

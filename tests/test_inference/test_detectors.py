@@ -35,8 +35,9 @@ def test_boxes_masks_and_scores_are_drawn(detector):
     assert legend == []
 
 
-def test_deployment_form_finds_the_same(detector_files, detector):
-    switched = open_model(*detector_files, deploy=True)
+@pytest.mark.parametrize('form', [dict(deploy=True), dict(prepare='float32')])
+def test_other_forms_find_the_same(detector_files, detector, form):
+    switched = open_model(*detector_files, **form)
     assert switched.model.backbone.deploy
     found = [m.predict(IMAGE).sample.pred_instances for m in (detector, switched)]
     for name in ('bboxes', 'scores'):

@@ -10,6 +10,7 @@ from pelk_mm.checkpoints.files import CheckpointError, first_line
 
 from .onnx_export import OnnxReport, Say, finish
 from .onnx_file import check_onnx_path, require_packages, set_notes, to_onnx
+from .program_file import load_program
 
 #: Size of an open axis of which neither example nor limits are told.
 USUAL_SIZE = 64
@@ -42,7 +43,7 @@ def export_program(
     if not source.is_file():
         raise CheckpointError(f'program {source} does not exist')
     try:
-        program = torch.export.load(source)
+        program = load_program(source)
     except Exception as error:  # whatever a parser raises at meaningless bytes
         raise CheckpointError(
             f'{source} is no program of torch.export.save: {first_line(error)}'

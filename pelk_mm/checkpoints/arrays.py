@@ -34,7 +34,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class ArrayUnpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):  # noqa: TID251 - its guard is below
     """Unpickler that calls nothing but what builds arrays and plain containers."""
 
     #: What may be asked for, by module and name.

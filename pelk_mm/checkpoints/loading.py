@@ -113,7 +113,7 @@ def load_weights_only(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     with safe_globals(list(allowed)):
         try:
-            return torch.load(
+            return torch.load(  # noqa: TID251 - of weights only
                 path, map_location=map_location, weights_only=True, mmap=mmap
             )
         except pickle.UnpicklingError as error:
@@ -196,7 +196,7 @@ def load_from_http(
     if not is_main_process():
         barrier()
     with safe_globals(list(MMENGINE_TYPES)):
-        checkpoint = torch.hub.load_state_dict_from_url(
+        checkpoint = torch.hub.load_state_dict_from_url(  # noqa: TID251 - of weights only
             filename,
             model_dir=model_dir,
             map_location=map_location,

@@ -37,7 +37,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class ArrayUnpickler(pickle._Unpickler):
+class ArrayUnpickler(pickle._Unpickler):  # noqa: TID251 - its guard is below
     """Unpickler that calls nothing but what builds arrays and plain containers.
 
     It is the one in Python: of the one in C, six bytes that name a slot of its memo

@@ -125,7 +125,7 @@ def load_weights_only(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     with safe_types(allowed):
         try:
-            return torch.load(
+            return torch.load(  # noqa: TID251 - of weights only
                 path, map_location=map_location, weights_only=True, mmap=mmap
             )
         except pickle.UnpicklingError as error:

@@ -125,7 +125,7 @@ RESNET = "type='mmseg.ResNet', depth=18, base_channels=8, stem_channels=8"
 
 def test_other_backbones(write, save):
     config = write(f"{RESNET}, init_cfg=dict(type='Pretrained', checkpoint='gone')")
-    backbone = MODELS.build(eval(f'dict({RESNET})'))
+    backbone = MODELS.build(eval(f'dict({RESNET})'))  # noqa: S307
     state = {f'backbone.{k}': v for k, v in backbone.state_dict().items()}
     model = trained_model(config, save(state))
     assert torch.equal(model.backbone.conv1.weight, backbone.conv1.weight)

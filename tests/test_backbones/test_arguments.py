@@ -66,7 +66,7 @@ def test_config_of_the_authors_of_slak():
     assert head == 'Together: '
     assert {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in eval(arch).items()
+        for key, value in eval(arch).items()  # noqa: S307
     } == SLaK.resolve_arch('tiny')
 
 
@@ -90,7 +90,7 @@ def test_config_of_the_authors_of_replknet():
     assert remedies['use_checkpoint'] == 'with_cp=True'
     assert remedies['use_sync_bn'].startswith("norm_cfg=dict(type='SyncBN') for True")
     assert 'no classifier' in remedies['num_classes']
-    arch = eval(together.partition('arch=')[2])
+    arch = eval(together.partition('arch=')[2])  # noqa: S307
     xl = RepLKNet.resolve_arch('XL')
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in arch.items()} == xl
 

@@ -200,7 +200,7 @@ def test_pretrained_with_and_without_prefix(build, randomise, tmp_path):
 def test_released_names_do_not_load(build):
     """Whatever a subclass and its prefix; a copy and a pickle of it refuse too."""
     released = {'model.stages.0.0.pwconv1.weight': torch.zeros(1)}
-    for model in (build(), deepcopy(build()), pickle.loads(pickle.dumps(build()))):
+    for model in (build(), deepcopy(build()), pickle.loads(pickle.dumps(build()))):  # noqa: S301
         whole = nn.ModuleDict(dict(model=model))
         with pytest.raises(ValueError, match='has the released names of SLaK'):
             whole.load_state_dict(released, strict=False)

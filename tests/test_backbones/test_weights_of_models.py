@@ -233,7 +233,7 @@ def by_assignment(model, state):
     [
         lambda model: model,
         deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301
         lambda model: ExponentialMovingAverage(model).module,
     ],
     ids=['model', 'copy', 'pickle', 'average'],

@@ -111,7 +111,7 @@ def load_from_http(
     if not is_main_process():
         barrier()
     with explained(filename), safe_types(MMENGINE_TYPES):
-        checkpoint = torch.hub.load_state_dict_from_url(
+        checkpoint = torch.hub.load_state_dict_from_url(  # noqa: TID251 - of weights
             filename,
             model_dir=model_dir,
             map_location=map_location,

@@ -182,8 +182,7 @@ def _is_plain(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return _is_plain_call(node)
     if isinstance(node, ast.Constant):
-        number = type(node.value) in (int, float, bool)
-        return number and abs(node.value) <= _NUMBER
+        return isinstance(node.value, (int, float)) and abs(node.value) <= _NUMBER
     if isinstance(node, ast.Name):
         return not node.id.startswith('_')
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):

@@ -215,7 +215,7 @@ def _watch(audit: _Audit, room: Room, case: int, call: Call, file: Path) -> Outc
     os.chdir(room.work)
     after = _tree(room.root)
     changed = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
-    inside = (str(room.out), str(room.root / 'said'))
+    inside = (f'{room.out}/', str(room.root / 'said'))
     faults += [f'effect: changed {p}' for p in changed if not p.startswith(inside)]
     last = said.strip().splitlines()[-1:] or [f'code {ended}']
     return Outcome(case, call.name, faults, seconds, used, last[0][:300])
@@ -237,7 +237,8 @@ def _work(
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
     room = Room(folder)
     audit = _Audit()
-    audit.allowed = (str(room.out), str(room.temporary), '/proc/self/', '/dev/')
+    # Not what merely begins with the same letters.
+    audit.allowed = (f'{room.out}/', f'{room.temporary}/', '/proc/self/', '/dev/')
     sys.dont_write_bytecode = True
     file, written = Path(), -1
     with room.entered():

@@ -167,8 +167,8 @@ def join_cpu_ranks(cfg: Config) -> list[str]:
     """
     dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
     seconds = dist_cfg.get('timeout')
-    timeout = {} if seconds is None else dict(timeout=timedelta(seconds=seconds))
-    distributed.init_process_group('gloo', **timeout)
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    distributed.init_process_group('gloo', timeout=timeout)
     settings = [f'{path}.type=BN' for path in _synchronised_norms(cfg.model, 'model')]
     settings.append('model_wrapper_cfg.device_ids=None')
     if 'model_wrapper_cfg' not in cfg:

@@ -219,7 +219,7 @@ def test_ranks_on_the_cpu_keep_a_wrapper_of_the_config(joined):
     cfg = Config(dict(model={}, find_unused_parameters=True))
     wanted = 'model_wrapper_cfg.find_unused_parameters=True'
     assert wanted in launch.join_cpu_ranks(cfg)
-    assert joined == [(('gloo',), {})] * 2
+    assert joined == [(('gloo',), dict(timeout=None))] * 2
 
 
 def read_settings(values):

@@ -55,11 +55,11 @@ def require_readers(hostile, cases, folder):
     ends = require_harmless(hostile, calls, [(n, 0) for n in cases], folder)
     # Both what can be read still and what cannot is among them.
     assert any(said.startswith('0 of') for said in ends)
-    assert any(said.startswith('3 of') for said in ends)
+    assert any(said.startswith('2 of') for said in ends)
 
 
 def test_readers_of_all_tools(hostile, tmp_path):
-    require_readers(hostile, range(60), tmp_path)
+    require_readers(hostile, range(40), tmp_path)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def misbehave(kind):
             while True:
                 pass
         if kind == 'death':
-            os.abort()
+            os.kill(os.getpid(), 9)
 
     return Call(kind, call)
 

@@ -179,7 +179,7 @@ def mutate_log(rng: random.Random, text: str) -> bytes:
     lines = text.strip().splitlines()
     for _ in range(rng.choice((1, 2, 3))):
         number = rng.randrange(len(lines))
-        changed = mutate_json(rng, lines[number])
+        changed = mutate_json(rng, text.strip().splitlines()[number])
         lines[number] = changed.decode(errors='replace')
     content = '\n'.join(lines).encode(errors='surrogatepass')
     return rng.choice(BYTES)(rng, content) if rng.random() < 0.1 else content

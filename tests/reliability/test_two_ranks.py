@@ -111,6 +111,7 @@ def test_a_rank_that_has_fewer_batches(run_ranks):
     assert all(note['error'].startswith(message) for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('epochs', [False, True])
 def test_a_rank_that_has_fewer_images(run_ranks, epochs):
     notes = run_ranks('images', epochs=epochs, lengths=[16, 12], hooks=[RankDataHook()])
@@ -145,6 +146,7 @@ def test_a_rank_whose_data_end_early_says_so_and_does_not_go_on(
     )
 
 
+@pytest.mark.slow
 def test_ranks_of_as_much_data_go_on(run_ranks):
     whole = run_ranks('equal', epochs=True, hooks=[RankDataHook()])
     assert [note.get('error') for note in whole] == [None, None]

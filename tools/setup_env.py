@@ -238,7 +238,9 @@ def main() -> None:
     stamp = args.folder / '.pelk_mm'
     sources = [ROOT / 'pyproject.toml', Path(__file__)]
     if args.lock:
-        sources += [LOCKS / 'torch.txt', LOCKS / f'{args.stack}.txt']
+        for name in ('torch', args.stack):
+            read_lock(name)  # what is wrong with it is said before anything is done
+            sources.append(LOCKS / f'{name}.txt')
     packages = digest(sources, args.torch, args.stack)
     done = stamp.read_text().split() if stamp.is_file() else []
     if done[:1] != [packages]:

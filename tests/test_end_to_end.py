@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.device import get_device
 
 from pelk_mm.checkpoints import load_weights_only
 from pelk_mm.engine.launch import find_tool
@@ -113,3 +114,16 @@ def test_mmseg_own_train_tool(folder):
     run(folder, find_tool('mmseg', 'train'), '--work-dir', 'theirs')
     assert list(losses(folder / 'theirs')) == [1, 2]
     assert (folder / 'theirs' / 'iter_2.pth').is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('own', [True, False], ids=['ours', 'mmseg'])
+def test_mixed_precision_without_a_gpu(folder, own):
+    """mmseg's tool reaches it by the config's ``custom_imports``."""
+    if get_device() != 'cpu':
+        pytest.skip('mmengine finds a GPU')
+    tool = ROOT / 'tools' / 'train.py' if own else find_tool('mmseg', 'train')
+    out = f'amp_{own}'
+    output = run(folder, tool, '--work-dir', out, '--amp')
+    assert list(losses(folder / out)) == [1, 2]
+    assert "type='AmpOptimWrapper'" in output

@@ -13,6 +13,8 @@ from pelk_mm.checkpoints import load_weights_only
 from pelk_mm.engine import Bfloat16OptimWrapper
 from scenes import write_dataset
 
+from .precision_models import tensors
+
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 BACKBONES = ('pelk_t', 'slak_t', 'replknet_31b')
 
@@ -91,16 +93,6 @@ def train(cfg, name, **settings):
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner, load_weights_only(Path(cfg.work_dir, 'last_checkpoint').read_text())
-
-
-def tensors(entry, name=''):
-    """All tensors in nested dicts and lists, by path."""
-    if isinstance(entry, torch.Tensor):
-        yield name, entry
-    elif isinstance(entry, (dict, list, tuple)):
-        items = entry.items() if isinstance(entry, dict) else enumerate(entry)
-        for key, value in items:
-            yield from tensors(value, f'{name}.{key}')
 
 
 def test_one_step(cfg):

@@ -89,9 +89,9 @@ def prepare_for_inference(
     In float32 outputs are those of the model before to about 1e-6 of their largest
     value. With ``bfloat16`` convolutions and products round their operands to 8 bits,
     as ``torch.autocast`` does, but weights once and not at every call; sums, norms and
-    everything that heads return are float32. Feature maps then differ by 1 to 3 % of
-    their largest value. Where the processor has no instructions for bfloat16 that is
-    slower than float32.
+    everything that heads return are float32. Outputs then stay within 5 % of their
+    largest value. Where the processor has no instructions for bfloat16 that is slower
+    than float32.
 
     Its state dict is of this form alone; save what it was made from.
 

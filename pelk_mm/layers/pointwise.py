@@ -29,8 +29,8 @@ CHUNK = 2**21
 class _Pointwise(nn.Module):
     """What the two kinds share: a weight that can be packed, no part of the state."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
     packed: PackedWeight | None = None
 
     def pack(self, dtype: torch.dtype | None = None) -> int:

@@ -27,7 +27,7 @@ CHANNELS, STRIDES = (96, 192, 384, 768), (4, 8, 16, 32)
 NORM = dict(type='SyncBN', requires_grad=True)
 SEGMENTER = dict(num_classes=150, norm_cfg=NORM, align_corners=False)
 #: Regions that the second stage of a detector sees.
-REGIONS = 200
+REGIONS = 50
 
 
 def maps(size: int) -> list[Tensor]:
@@ -77,7 +77,7 @@ HEADS: dict[str, tuple[str, dict[str, Any], Callable[[int], Any]]] = {
     ),
     'FPN': (
         'mmdet',
-        dict(type='FPN', in_channels=CHANNELS, out_channels=256, num_outs=5),
+        dict(type='FPN', in_channels=list(CHANNELS), out_channels=256, num_outs=5),
         maps,
     ),
     'RPNHead': (
@@ -136,12 +136,14 @@ class PackedConv2d(nn.Module):
         self.settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.bias, self.act = conv.bias, 'relu' if relu else 'none'
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
             weight.to_mkldnn(), *self.settings
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W)."""
+        # With maps in another layout it takes several times as long.
+        x = x.contiguous(memory_format=torch.channels_last)
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.settings, self.act, [], ''
         )

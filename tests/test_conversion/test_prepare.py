@@ -22,7 +22,7 @@ DETECTORS = {
     kind: f'cascade_mask_rcnn_{kind}_coco.py'
     for kind in ('pelk_t', 'slak_t', 'replknet_31b')
 }
-BFLOAT16 = 0.05  # of the largest value; measured are 0.005 to 0.02
+BFLOAT16 = 0.05  # of the largest value
 
 prepare = pelk_mm.prepare_for_inference
 

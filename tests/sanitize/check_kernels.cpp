@@ -2,10 +2,12 @@
 // and instruction set that this processor has, on one thread and on several.
 //
 // It exists to be built with sanitizers (`make sanitize`), which report what Python's
-// tests cannot see. So all memory has its exact size, gaps in it are NaNs, and the results
-// are held to sums in float64 and, however many threads compute, to one another's bits.
+// tests cannot see. So all memory has its exact size, gaps in it are NaNs, and the
+// results are held to sums in float64 and, however many threads compute, to one another's
+// bits.
 //
-//     check_kernels [SEED] [CASES]    CASES problems of random shapes, after the fixed ones
+//     check_kernels [SEED] [CASES]    CASES problems of random shapes, after the fixed
+//     ones
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -69,11 +71,20 @@ void require_done(const std::string& name, int status) {
 }
 
 Job make_job(const Problem& p, const Way& way, int32_t type, int64_t rows, int64_t cols) {
-  return {way.instruction_set, way.threads,      type,
-          int32_t(rows),       int32_t(cols),    0,
-          0,                   nullptr,          nullptr,
-          p.shape.batch,       p.shape.channels, p.shape.height,
-          p.shape.width,       way.parallel};
+  return {way.instruction_set,
+          way.threads,
+          type,
+          int32_t(rows),
+          int32_t(cols),
+          0,
+          0,
+          nullptr,
+          nullptr,
+          p.shape.batch,
+          p.shape.channels,
+          p.shape.height,
+          p.shape.width,
+          way.parallel};
 }
 
 void run_transposes(const Problem& p, const Way& way, int32_t type, int64_t gap,
@@ -96,7 +107,8 @@ void run_transposes(const Problem& p, const Way& way, int32_t type, int64_t gap,
 void run_direct(const Problem& p, const Way& way, int32_t type, int64_t gap,
                 Results* results) {
   const Job job = make_job(p, way, type, taps_of(p.rows), taps_of(p.cols));
-  const Map x(p.shape, type, kPlanes, gap, p.x), grad(p.shape, type, kPlanes, gap, p.grad);
+  const Map x(p.shape, type, kPlanes, gap, p.x),
+      grad(p.shape, type, kPlanes, gap, p.grad);
   const Tensor in = x.view(), own = grad.view();
   Map y(p.shape, type, kPlanes, 0);
   require_done("direct",
@@ -116,22 +128,23 @@ void run_fourier(const Problem& p, const Way& way, int32_t type, int64_t gap, bo
   job.row_grid = p.rows.data();
   job.col_grid = p.cols.data();
   const std::string name = both ? "fft" : "column_fft";
-  const Map x(p.shape, type, kPlanes, gap, p.x), grad(p.shape, type, kPlanes, gap, p.grad);
+  const Map x(p.shape, type, kPlanes, gap, p.x),
+      grad(p.shape, type, kPlanes, gap, p.grad);
   const Tensor in = x.view(), own = grad.view(), nothing = {nullptr, 0, 0};
   Map y(p.shape, type, kPlanes, 0);
-  require_done(name, pelk_fourier_convolve(&job, &in, p.weight.data(), p.bias.data(),
-                                           y.data()));
+  require_done(
+      name, pelk_fourier_convolve(&job, &in, p.weight.data(), p.bias.data(), y.data()));
   (*results)[name] = {y.numbers(), &p.out, rounding_of(type)};
   for (const bool needs_x : {true, false})
     for (const bool needs_weight : {true, false}) {
       Map grad_x(p.shape, type, kPlanes, 0);
       Numbers grad_weight(p.weight.size(), NAN);
       const std::string which = name + (needs_x ? " x" : "") + (needs_weight ? " w" : "");
-      require_done(which, pelk_fourier_gradients(
-                              &job, needs_weight ? &in : &nothing, &own,
-                              needs_x ? p.weight.data() : nullptr,
-                              needs_x ? grad_x.data() : nullptr,
-                              needs_weight ? grad_weight.data() : nullptr));
+      require_done(which,
+                   pelk_fourier_gradients(&job, needs_weight ? &in : &nothing, &own,
+                                          needs_x ? p.weight.data() : nullptr,
+                                          needs_x ? grad_x.data() : nullptr,
+                                          needs_weight ? grad_weight.data() : nullptr));
       if (needs_x)
         (*results)[which + ", grad_x"] = {grad_x.numbers(), &p.grad_x, rounding_of(type)};
       if (needs_weight)
@@ -162,9 +175,9 @@ void run_pixels(const Problem& p, const Way& way, int64_t gap, Results* results)
     if (!y.gaps_intact()) fail(name + ": wrote between the rows");
     (*results)[name] = {y.numbers(), &p.out, 0.0f};
     Numbers grad_weight(p.dense.size(), NAN);
-    require_done(name + " weight_grad",
-                 pelk_weight_grad_pixels(&job, layout == kPlanes, &in, &own,
-                                         grad_weight.data()));
+    require_done(
+        name + " weight_grad",
+        pelk_weight_grad_pixels(&job, layout == kPlanes, &in, &own, grad_weight.data()));
     (*results)[name + " weight_grad"] = {by_channel(grad_weight, p.shape.channels),
                                          &p.grad_dense, 0.0f};
   }
@@ -262,7 +275,8 @@ void check_refusals(int32_t set) {
     }
   // Nothing of these kernels is read: scratch memory comes first.
   for (const int32_t threads : {1, 2, 5}) {
-    Job huge = make_job(p, {set, threads, nullptr}, kFloat32, (1 << 20) - 1, (1 << 26) - 1);
+    Job huge =
+        make_job(p, {set, threads, nullptr}, kFloat32, (1 << 20) - 1, (1 << 26) - 1);
     huge.channels = 3;
     expect(kOutOfMemory, pelk_convolve(&huge, &in, nullptr, nullptr, y.data()),
            "out of memory");
@@ -371,8 +385,7 @@ int main(uint64_t seed, uint64_t count) {
   pelk_use_huge_pages(large.data(), large.size());
   std::printf("%lld calls, %zu fixed and %llu random problems, on%s: %d failures\n",
               static_cast<long long>(calls.load()), problems.size(),
-              static_cast<unsigned long long>(count), names.c_str(),
-              failures.load());
+              static_cast<unsigned long long>(count), names.c_str(), failures.load());
   return failures ? 1 : 0;
 }
 

@@ -109,9 +109,7 @@ int pelk_job_bytes() { return sizeof(Job); }
 
 const char* pelk_instruction_set(int i) { return instruction_sets[i].name; }
 
-int pelk_instruction_set_supported(int i) {
-  return instruction_sets[i].supported();
-}
+int pelk_instruction_set_supported(int i) { return instruction_sets[i].supported(); }
 
 void pelk_use_huge_pages(char* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -124,8 +122,8 @@ void pelk_use_huge_pages(char* data, size_t bytes) {
 #endif
 }
 
-int pelk_transpose(const Job* job, const Tensor* from, const Tensor* to,
-                               int64_t rows, int64_t cols) {
+int pelk_transpose(const Job* job, const Tensor* from, const Tensor* to, int64_t rows,
+                   int64_t cols) {
   constexpr int64_t kBlock = 128;  // several cache lines each way
   const auto transpose = *kernels_of(job).transpose;
   const int64_t size = element_size(job->type);
@@ -143,8 +141,8 @@ int pelk_transpose(const Job* job, const Tensor* from, const Tensor* to,
   });
 }
 
-int pelk_convolve(const Job* job, const Tensor* x, const float* weight,
-                              const float* bias, char* y) {
+int pelk_convolve(const Job* job, const Tensor* x, const float* weight, const float* bias,
+                  char* y) {
   const DirectKernels& kernels = *kernels_of(job).direct;
   const KernelSize kernel = {job->kernel_rows, job->kernel_cols};
   const Tensor out = contiguous(job, y);
@@ -159,8 +157,7 @@ int pelk_convolve(const Job* job, const Tensor* x, const float* weight,
                   });
 }
 
-int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* grad,
-                                 float* result) {
+int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* grad, float* result) {
   const DirectKernels& kernels = *kernels_of(job).direct;
   const KernelSize kernel = {job->kernel_rows, job->kernel_cols};
   const size_t bytes = kernels.weight_grad_scratch(kernel, job->height, job->width);
@@ -171,9 +168,8 @@ int pelk_weight_grad(const Job* job, const Tensor* x, const Tensor* grad,
   });
 }
 
-int pelk_fourier_convolve(const Job* job, const Tensor* x,
-                                      const float* weight, const float* bias,
-                                      char* y) try {
+int pelk_fourier_convolve(const Job* job, const Tensor* x, const float* weight,
+                          const float* bias, char* y) try {
   const FourierCall call(job, false);
   const Tensor out = contiguous(job, y);
   const size_t bytes = call.kernels.scratch(call.problem);
@@ -187,9 +183,8 @@ int pelk_fourier_convolve(const Job* job, const Tensor* x,
   return failure();
 }
 
-int pelk_fourier_gradients(const Job* job, const Tensor* x,
-                                       const Tensor* grad, const float* weight,
-                                       char* grad_x, float* grad_weight) try {
+int pelk_fourier_gradients(const Job* job, const Tensor* x, const Tensor* grad,
+                           const float* weight, char* grad_x, float* grad_weight) try {
   const FourierCall call(job, true);
   const Tensor out = contiguous(job, grad_x);
   const size_t bytes = call.kernels.scratch(call.problem);
@@ -207,8 +202,7 @@ int pelk_fourier_gradients(const Job* job, const Tensor* x,
 }
 
 int pelk_convolve_pixels(const Job* job, int32_t planes, const Tensor* x,
-                                     const float* weight, const float* bias,
-                                     const Tensor* y) try {
+                         const float* weight, const float* bias, const Tensor* y) try {
   const Kernels& kernels = kernels_of(job);
   const PixelProblem problem = pixel_problem(job);
   const int64_t taps = kernel_size(job);
@@ -245,7 +239,7 @@ int pelk_convolve_pixels(const Job* job, int32_t planes, const Tensor* x,
 }
 
 int pelk_weight_grad_pixels(const Job* job, int32_t planes, const Tensor* x,
-                                        const Tensor* grad, float* result) {
+                            const Tensor* grad, float* result) {
   const PixelKernels& kernels = *kernels_of(job).pixels;
   const PixelProblem problem = pixel_problem(job);
   const ChannelBlocks blocks(kernels_of(job), problem);

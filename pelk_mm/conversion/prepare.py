@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -59,18 +60,34 @@ class _Frozen:
 class _Part(_Frozen):
     """Comes before the class of a backbone, neck or head that is prepared."""
 
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """The data type of the computation, without gradients.
+
+        Without bfloat16 an autocast around the model is turned off as well: weights may
+        be packed for one data type.
+        """
+        dtype = self.prepared.dtype
+        device = next(self.parameters()).device.type  # type: ignore[attr-defined]
+        low = dtype is not torch.float32
+        with torch.no_grad(), torch.autocast(device, dtype if low else None, low):
+            yield
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, compiled or not; `forward` is called by itself too."""
+        with self._settings():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute in the prepared data type; what is returned is contiguous float32.
 
         Operators of mmcv such as RoIAlign read channels_last as if it were contiguous.
         """
-        dtype = self.prepared.dtype
-        device = next(self.parameters()).device.type  # type: ignore[attr-defined]
-        low = dtype is not torch.float32
-        # Without bfloat16 an autocast around the model is turned off as well: weights
-        # may be packed for one data type.
-        with torch.no_grad(), torch.autocast(device, dtype if low else None, low):
+        if torch.compiler.is_compiling():  # within `__call__`, whose settings hold
             outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
+        else:
+            with self._settings():
+                outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
         return tree_map_only(Tensor, _hand_out, outputs)
 
 

@@ -32,6 +32,14 @@ def test_index_describes_every_config_once():
             assert all(metric.endswith(' (paper)') for metric in result['Metrics'])
 
 
+#: Tools that set a checkout up or write its files.
+CHECKOUT_TOOLS = (
+    'tools/setup_env.py',
+    'tools/supply_chain.py',
+    'tools/analysis/metafiles.py',
+)
+
+
 def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
     # What `pip wheel` runs, without compiling the kernels.
     monkeypatch.chdir(ROOT)
@@ -45,14 +53,12 @@ def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
             path.relative_to(ROOT)
             for path in (ROOT / folder).rglob(pattern)
             if path.is_file() and path.suffix in ('.py', '.sh', '.yml')
-        } - {Path('tools/setup_env.py'), Path('tools/analysis/metafiles.py')}
+        } - set(map(Path, CHECKOUT_TOOLS))
         assert expected
         assert all((mim / path).read_bytes() == path.read_bytes() for path in expected)
     assert (mim / 'model-index.yml').is_file()
     assert (mim.parent / 'py.typed').is_file()
-    # It sets a checkout up.
-    assert not (mim / 'tools' / 'setup_env.py').exists()
-    assert not (mim / 'tools' / 'analysis' / 'metafiles.py').exists()
+    assert not any((mim / path).exists() for path in CHECKOUT_TOOLS)
     assert not (ROOT / 'pelk_mm' / '.mim').exists()
 
     # Its commands work without the checkout; the metadata lie in `tmp_path`.

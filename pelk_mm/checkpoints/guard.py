@@ -5,9 +5,7 @@ decides for whatever is loaded. The guard knows files and names; what it has to 
 a backbone is handed to it.
 """
 
-import pickle
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -106,7 +104,11 @@ def _require_prefix(
 
 def _download(url: str) -> Path:
     """Where torch keeps what it downloads from a URL, once it is there."""
-    # A refusal comes after the download, and the conversion accepts more types.
-    with suppress(pickle.UnpicklingError):
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    try:
         CheckpointLoader.load_checkpoint(url, map_location='cpu')
-    return Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    except CheckpointError:
+        # A refusal comes after the download, and the conversion accepts more types.
+        if not path.is_file():
+            raise
+    return path

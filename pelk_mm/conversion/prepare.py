@@ -241,7 +241,7 @@ def _mark(module: nn.Module, mixin: Any, prepared: Prepared) -> None:
     module.prepared = prepared  # type: ignore[assignment]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _derive(mixin: Any, cls: Any) -> type:
     return type(cls.__name__, (mixin, cls), {'__module__': cls.__module__})
 

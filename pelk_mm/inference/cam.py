@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pelk_mm.checkpoints.files import first_line
 from pelk_mm.install import install_command
+from pelk_mm.layers import PointwiseLinear
 from pelk_mm_cli import did_you_mean
 
 from .images import to_rgb
@@ -30,7 +31,7 @@ HEAT_OPACITY = 0.5
 HOT, COLD = (128, 0, 0), (0, 0, 128)
 
 #: Modules whose maps have the channels last, as those of ConvNeXt's blocks.
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, PointwiseLinear)
 
 
 class LayerMaps(NamedTuple):

@@ -1,5 +1,7 @@
 """RepLKNet's two residual blocks (section 4.1 and figure 4 of its paper)."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, nn
@@ -25,10 +27,10 @@ class _Residual(nn.Module):
         super().__init__()
         conv1 = PointwiseConv2d(channels, hidden_channels, bias=deploy)
         conv2 = PointwiseConv2d(hidden_channels, channels, bias=deploy)
-        self.pointwise_conv1 = (
+        self.pointwise_conv1: Any = (
             conv1 if deploy else ConvNorm(conv1, norm_cfg, pre_norm=True)
         )
-        self.pointwise_conv2 = conv2 if deploy else ConvNorm(conv2, norm_cfg)
+        self.pointwise_conv2: Any = conv2 if deploy else ConvNorm(conv2, norm_cfg)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def between(self, x: Tensor) -> Tensor:

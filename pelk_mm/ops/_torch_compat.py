@@ -63,7 +63,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
     if (
         _onednn_linear is None
         or not torch.backends.mkldnn.is_available()
-        or not torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        or not torch.backends.mkldnn.enabled
     ):
         return False
     if dtype == torch.bfloat16:

@@ -260,10 +260,17 @@ class DynamicSparsityHook(Hook):
             masks = SparsityMasks.from_state_dict(params, self._saved)
             steps = int(self._saved['steps'])
             self.generator.set_state(self._saved['generator'].cpu())
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            ValueError,
+        ) as error:
+            kind = '' if isinstance(error, ValueError) else f'{type(error).__name__} '
             raise CheckpointError(
-                f'the sparsity entry of the checkpoint is damaged: '
-                f'{type(error).__name__}: {first_line(error)}; resume another one'
+                'the sparsity entry of the checkpoint cannot be resumed: '
+                f'{kind}{first_line(error)}'
             ) from error
         if density is not None and abs(masks.density - density) > 1e-3 * density:
             raise ValueError(

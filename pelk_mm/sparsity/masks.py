@@ -187,7 +187,6 @@ class SparsityMasks:
 
         Raises:
             ValueError: If they belong to other parameters.
-            TypeError: If a mask is of another shape than its parameter.
         """
         saved, dense = state['masks'], state['dense']
         if differing := sorted({*saved, *dense} ^ params.keys()):
@@ -200,7 +199,4 @@ class SparsityMasks:
             name: torch.ones_like(param) if name in dense else saved[name]
             for name, param in params.items()
         }
-        for name, mask in masks.items():
-            if mask.shape != params[name].shape:
-                raise TypeError(f'the mask of {name} has shape {tuple(mask.shape)}')
         return cls(params, masks)

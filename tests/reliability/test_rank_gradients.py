@@ -74,7 +74,9 @@ def learn(model, masks, images):
     found = []
     for _ in range(STEPS):
         optimizer.zero_grad()
-        sum(maps.square().mean() for maps in model(images)).backward()
+        # Of every second channel: those of all are the same after a LayerNorm, whatever
+        # the weights, and their gradients nothing but rounding.
+        sum(maps[:, ::2].square().mean() for maps in model(images)).backward()
         found.append(
             {
                 name: param.grad.clone()

@@ -264,14 +264,21 @@ def test_what_is_computed(setting, words):
 @pytest.mark.parametrize(('has', 'notes'), [(False, 1), (None, 0), (True, 0)])
 def test_caveat_of_bfloat16(monkeypatch, has, notes):
     monkeypatch.setattr(throughput, 'multiplies_bfloat16', lambda: has)
-    setting = Setting((64, 64), amp=True)
+    setting = Setting((64, 64), amp=True, threads=2)
     cfg = dict(default_scope='mmseg')
     assert len(list(throughput.caveats(setting, OURS, cfg))) == notes
 
 
 def test_caveat_of_random_detectors():
     cfg = dict(default_scope='mmdet')
-    (note,) = throughput.caveats(SETTING, OURS, cfg)
+    setting = Setting((64, 64), threads=2)
+    (note,) = throughput.caveats(setting, OURS, cfg)
     assert 'random weights find few objects' in note
     backbone = Subject('ours', 'ours.py', 'backbone')
-    assert list(throughput.caveats(SETTING, backbone, cfg)) == []
+    assert list(throughput.caveats(setting, backbone, cfg)) == []
+
+
+def test_caveat_of_one_thread():
+    cfg = dict(default_scope='mmseg')
+    (note,) = throughput.caveats(Setting((64, 64), threads=1), OURS, cfg)
+    assert 'other programs do not count' in note

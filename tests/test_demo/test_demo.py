@@ -256,5 +256,5 @@ def test_checkpoint_and_log_are_kept(demo):
     assert (training / 'iter_4.pth').is_file()
     assert list(training.glob('*/*.log'))
     assert json.loads((demo[0] / 'demo.json').read_text()) == dict(
-        seed=1, iterations=4, scenes=COUNTS
+        seed=1, iterations=4, scenes=COUNTS, amp=False
     )

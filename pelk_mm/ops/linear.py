@@ -8,12 +8,13 @@ results are the same from run to run. docs/performance.md has the measurements.
 import functools
 import os
 import platform
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pelk_mm.processor import cpu_fields
 
 from ._torch_compat import (
     has_onednn,
@@ -36,12 +37,8 @@ PACKED_ROWS = 4096
 @functools.cache
 def processor_vendor() -> str:
     """Name of who made the processor, as the processor gives it; '' if unknown."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()  # ends with it on Windows
-    vendors = (line for line in lines if line.startswith('vendor_id'))
-    return next(vendors, ':').partition(':')[2].strip()
+    # What Windows tells ends with it.
+    return cpu_fields().get('vendor_id') or platform.processor()
 
 
 def faster_library() -> str:

@@ -47,6 +47,7 @@ import pelk_mm  # noqa: F401  registers the backbones
 from pelk_mm import ops
 from pelk_mm.analysis.engines import OURS, Setting
 from pelk_mm.layers import depthwise, peripheral
+from pelk_mm.ops.problem import dtype_name
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 MODEL_CONFIGS = (
@@ -281,11 +282,6 @@ def throughput(
         told = told if isinstance(told, str) else f'{told:.4g}'
         print(f'| {name} | {told} | {paper} |', flush=True)
     return found
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a data type."""
-    return str(dtype).removeprefix('torch.')
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ docs/performance.md quotes it.
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from timing import make_parser, prepare, seconds_of, take_turns, write_json
@@ -22,10 +24,9 @@ from torch import Tensor, nn
 
 from pelk_mm.conversion.fold import fold_conv_modules
 
+MODELS_OF_OURS = Path(__file__).resolve().parent.parent / 'configs/_base_/models'
 #: Widths of the backbones' stages, and strides of their maps.
 CHANNELS, STRIDES = (96, 192, 384, 768), (4, 8, 16, 32)
-NORM = dict(type='SyncBN', requires_grad=True)
-SEGMENTER = dict(num_classes=150, norm_cfg=NORM, align_corners=False)
 #: Regions that the second stage of a detector sees.
 REGIONS = 50
 
@@ -48,70 +49,32 @@ def regions(size: int, side: int) -> Tensor:
     return torch.randn(REGIONS, 256, side, side)
 
 
+SEGMENTER = Config.fromfile(MODELS_OF_OURS / 'upernet.py').model
+DETECTOR = Config.fromfile(MODELS_OF_OURS / 'cascade_mask_rcnn.py').model
+
 #: By name, the framework and config of a head, and what makes its inputs from the
 #: images' side.
 HEADS: dict[str, tuple[str, dict[str, Any], Callable[[int], Any]]] = {
     'UPerHead': (
         'mmseg',
-        dict(
-            type='UPerHead',
-            in_channels=list(CHANNELS),
-            in_index=[0, 1, 2, 3],
-            channels=512,
-            **SEGMENTER,
-        ),
+        dict(SEGMENTER.decode_head, in_channels=list(CHANNELS)),
         maps,
     ),
     'FCNHead': (
         'mmseg',
-        dict(
-            type='FCNHead',
-            in_channels=384,
-            in_index=2,
-            channels=256,
-            num_convs=1,
-            concat_input=False,
-            **SEGMENTER,
-        ),
+        dict(SEGMENTER.auxiliary_head, in_channels=CHANNELS[2]),
         maps,
     ),
-    'FPN': (
-        'mmdet',
-        dict(type='FPN', in_channels=list(CHANNELS), out_channels=256, num_outs=5),
-        maps,
-    ),
-    'RPNHead': (
-        'mmdet',
-        dict(
-            type='RPNHead',
-            in_channels=256,
-            feat_channels=256,
-            anchor_generator=dict(
-                type='AnchorGenerator',
-                scales=[8],
-                ratios=[0.5, 1.0, 2.0],
-                strides=[*STRIDES, 64],
-            ),
-        ),
-        pyramid,
-    ),
+    'FPN': ('mmdet', dict(DETECTOR.neck, in_channels=list(CHANNELS)), maps),
+    'RPNHead': ('mmdet', DETECTOR.rpn_head, pyramid),
     'box head': (
         'mmdet',
-        dict(
-            type='ConvFCBBoxHead',
-            num_shared_convs=4,
-            num_shared_fcs=1,
-            in_channels=256,
-            conv_out_channels=256,
-            fc_out_channels=1024,
-            num_classes=80,
-            norm_cfg=NORM,
-        ),
+        DETECTOR.roi_head.bbox_head[0],
         functools.partial(regions, side=7),
     ),
     'mask head': (
         'mmdet',
-        dict(type='FCNMaskHead', num_convs=4, num_classes=80),
+        DETECTOR.roi_head.mask_head,
         functools.partial(regions, side=14),
     ),
 }

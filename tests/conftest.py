@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import pelk_mm  # noqa: F401 - registers the backbones
+from pelk_mm.ops.linear import LIBRARIES
 from pelk_mm_cli import run_script
 
 # The same examples in every run: a suite that passed passes again.
@@ -27,6 +28,19 @@ SHARED = ROOT.parent / 'shared'
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request, monkeypatch):
+    """Each library that can multiply, forced."""
+    monkeypatch.setenv('PELK_MM_LINEAR', request.param)
+    return request.param
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """oneDNN, forced."""
+    monkeypatch.setenv('PELK_MM_LINEAR', 'onednn')
 
 
 @pytest.fixture(scope='module')

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pelk_mm.ops.problem import dtype_name
 from pelk_mm.processor import multiplies_bfloat16
 
 from .engines import ENGINES, OURS, Setting, why_not_installed
@@ -263,7 +264,7 @@ def results(rows: Sequence[Row], batch: int) -> list[dict[str, Any]]:
 def describe_setting(setting: Setting, subject: Subject) -> str:
     """Say in one line what is computed."""
     height, width = setting.shape
-    dtype = str(setting.dtype).removeprefix('torch.')
+    dtype = dtype_name(setting.dtype)
     words = [
         'whole model' if subject.part == 'whole' else 'backbone and neck, if any',
         f'{setting.batch} x {subject.channels} x {height} x {width}',

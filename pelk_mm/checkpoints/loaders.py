@@ -36,6 +36,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from pelk_mm.environment import read_switch
+
 from .data_files import replace_handlers
 from .errors import CheckpointError, explained
 from .files import read_checkpoint
@@ -140,12 +142,7 @@ def _keeps_loaders() -> bool:
     Raises:
         ValueError: If the variable is set to anything but 0 or 1.
     """
-    value = os.environ.get(KEEP_LOADERS) or '0'
-    if value not in ('0', '1'):
-        raise ValueError(
-            f"{KEEP_LOADERS}={value} is neither 0 nor 1; 1 keeps mmengine's loaders"
-        )
-    return value == '1'
+    return read_switch(KEEP_LOADERS, "keeps mmengine's loaders")
 
 
 if not _keeps_loaders():

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.layers import pack_pointwise
+from pelk_mm.ops.problem import dtype_name
 
 from .deploy import deploy_backbones
 from .fold import fold_conv_modules
@@ -38,7 +39,7 @@ class Prepared(NamedTuple):
 
     def __str__(self) -> str:
         """The data type, and whether it is compiled."""
-        name = str(self.dtype).removeprefix('torch.')
+        name = dtype_name(self.dtype)
         return f'{name}, compiled' if self.compiled else name
 
 

@@ -1,32 +1,18 @@
 """The switch that leaves this package's operators out."""
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from pelk_mm.environment import read_switch
+
 ENVIRONMENT_VARIABLE = 'PELK_MM_PLAIN'
 
 
-def _environment_asks() -> bool:
-    """Read the environment.
-
-    Raises:
-        ValueError: If the variable is set to anything but 0 or 1.
-    """
-    value = os.environ.get(ENVIRONMENT_VARIABLE) or '0'
-    if value not in ('0', '1'):
-        raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}={value} is neither 0 nor 1; 1 leaves pelk_mm's "
-            'own operators out'
-        )
-    return value == '1'
-
-
 # Read once: code that torch.compile made would not notice that it changes.
-_ASKED = _environment_asks()
+_ASKED = read_switch(ENVIRONMENT_VARIABLE, "leaves pelk_mm's own operators out")
 
 
 class _Switch(threading.local):

@@ -25,7 +25,6 @@ from pelk_mm.layers import (
 )
 from pelk_mm.layers.pointwise import add_in_chunks
 from pelk_mm.ops import _torch_compat
-from pelk_mm.ops.linear import LIBRARIES
 
 SIZES = dict(channels=(8, 12), depths=(1, 2), kernel_sizes=(15, 7))
 BACKBONES = {
@@ -38,17 +37,6 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 needs_onednn = pytest.mark.skipif(
     not _torch_compat.has_onednn(torch.float32), reason='torch has no oneDNN here'
 )
-
-
-@pytest.fixture(params=LIBRARIES)
-def library(request, monkeypatch):
-    monkeypatch.setenv('PELK_MM_LINEAR', request.param)
-    return request.param
-
-
-@pytest.fixture
-def onednn(monkeypatch):
-    monkeypatch.setenv('PELK_MM_LINEAR', 'onednn')
 
 
 @pytest.fixture(params=BACKBONES)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pelk_mm import ops
 from pelk_mm.ops import _torch_compat
 from pelk_mm.ops import linear as module
-from pelk_mm.ops.linear import LIBRARIES, linear, pack
+from pelk_mm.ops.linear import linear, pack
 
 #: Rows and widths, none of them a multiple of a vector in the first.
 SHAPES = [((2, 5, 7, 13), 29), ((3, 16), 64), ((249,), 3)]
@@ -19,17 +19,6 @@ SHAPES = [((2, 5, 7, 13), 29), ((3, 16), 64), ((249,), 3)]
 needs_onednn = pytest.mark.skipif(
     not _torch_compat.has_onednn(torch.float32), reason='torch has no oneDNN here'
 )
-
-
-@pytest.fixture(params=LIBRARIES)
-def library(request, monkeypatch):
-    monkeypatch.setenv('PELK_MM_LINEAR', request.param)
-    return request.param
-
-
-@pytest.fixture
-def onednn(monkeypatch):
-    monkeypatch.setenv('PELK_MM_LINEAR', 'onednn')
 
 
 @pytest.fixture

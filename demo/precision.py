@@ -4,6 +4,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from arguments import number_in
@@ -36,10 +37,20 @@ def halve(cfg) -> tuple[int, int]:
     return height, width
 
 
+def emulated() -> bool:
+    """Whether products in bfloat16 are computed as other processors compute them."""
+    from mmengine.device import get_device
+
+    from pelk_mm.processor import multiplies_bfloat16
+
+    return get_device() == 'cpu' and multiplies_bfloat16() is False
+
+
 def score(folder: Path, seed: int, iters: int | None, amp: bool, half: bool) -> float:
     """Train once and return the mIoU of the validation scenes, in percent."""
     from mmengine.runner import Runner
 
+    from rounded_products import RoundedProducts
     from run import DATA, make_config
     from scenes import IMAGE_SIZE, write_dataset
 
@@ -53,7 +64,8 @@ def score(folder: Path, seed: int, iters: int | None, amp: bool, half: bool) -> 
     cfg.work_dir = str(folder / name)
     cfg.experiment_name = cfg.visualizer.name = f'{folder.name}_{name}'
     runner = Runner.from_cfg(cfg)
-    runner.train()
+    with RoundedProducts() if amp and emulated() else nullcontext():
+        runner.train()
     return float(runner.message_hub.get_scalar('val/mIoU').current())
 
 
@@ -96,6 +108,12 @@ def main() -> None:
         help='scenes and crops of half the sides, a head of half the channels',
     )
     args = parser.parse_args()
+    if emulated():
+        print(
+            'This processor has no instructions for bfloat16: products are computed in '
+            'float32 from bfloat16 numbers and rounded.',
+            flush=True,
+        )
     scores = {}
     for seed in args.seeds:
         folder = args.out / f'seed_{seed}'

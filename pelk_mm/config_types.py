@@ -24,6 +24,9 @@ FRAMEWORKS = {
     'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
 }
 
+#: No number in a model's config is larger; so many layers would never be built.
+MAX_NUMBER = 2**31 - 1
+
 
 class ConfigError(ValueError):
     """A config that cannot be read."""
@@ -37,7 +40,8 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         options: Values that replace or extend its own, as ``--cfg-options`` gives them.
 
     Raises:
-        ConfigError: If there is no such file, or its code or an option is wrong.
+        ConfigError: If there is no such file, or its code or an option is wrong, or its
+            model has a number beyond `MAX_NUMBER`.
     """
     if not Path(path).is_file():
         raise ConfigError(f'config {path} does not exist')
@@ -50,6 +54,7 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(dict(options or {}))
         list(_types(cfg.get('model')))  # imports the classes of new-style configs
+        _require_sizes(cfg.get('model'))
         scope = cfg.get('default_scope')
         if not isinstance(scope, (str, NoneType)):
             raise ConfigError(f'default_scope {scope!r:.80} is not a name')
@@ -96,6 +101,23 @@ def _types(node: Any) -> Iterator[Any]:
             nodes.extend(node.values())
         elif isinstance(node, (list, tuple)):
             nodes.extend(node)
+
+
+def _require_sizes(model: Any) -> None:
+    """Raise an error if a number in a model's config is beyond any use."""
+    nodes = deque([('model', model)])
+    while nodes:
+        name, node = nodes.popleft()
+        if isinstance(node, int) and abs(node) > MAX_NUMBER:
+            # Python writes no number of more than some thousand digits.
+            value = node if node.bit_length() < 128 else f'of {node.bit_length()} bits'
+            raise ConfigError(f'{name} is a number beyond {MAX_NUMBER}: {value}')
+        items: Any = ()
+        if isinstance(node, dict):
+            items = node.items()
+        elif isinstance(node, (list, tuple)):
+            items = enumerate(node)
+        nodes.extend((f'{name}.{key}', value) for key, value in items)
 
 
 def _framework_of(kind: Any, scope: str | None) -> str | None:

@@ -163,6 +163,12 @@ LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(
         ('a.json', '[' * 100_000, 'recursion'),
         ('a.json', '{{"default_scope": ["mmseg"]}}', r"default_scope \['mmseg'\]"),
         ('a.py', 'import sys\nsys.exit(3)', '3'),
+        (
+            'a.json',
+            f'{{{{"model": {{{{"head": {{{{"num_convs": [1, {2**31}]}}}}}}}}}}}}',
+            r'model.head.num_convs.1 is a number beyond 2147483647: 2147483648',
+        ),
+        ('a.py', 'model = dict(n=-(10**400))', r'model.n is .*: of 1329 bits'),
     ],
 )
 def test_config_that_is_data_runs_nothing(tmp_path, name, text, reason):

@@ -197,6 +197,58 @@ def third(*a): ...
     assert [*unbounded_caches(ast.parse(text))] == ['first', 'second', 'third']
 
 
+#: What every torch from 2.6 on has.
+KEPT = {
+    '_BatchNorm',
+    '_C',
+    '_disabled_torch_function_impl',
+    '_pytree',
+    '_weights_only_unpickler',
+}
+
+
+def private_names_of_torch(tree):
+    """Names that torch may drop or rename with any version."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Attribute):
+            names = ast.unparse(node).split('.')
+        elif isinstance(node, ast.ImportFrom):
+            names = [*(node.module or '').split('.'), *(n.name for n in node.names)]
+        if names and names[0] in ('torch', 'nn', 'F') and set(names) - KEPT:
+            yield from (
+                name
+                for name in names
+                if name.startswith('_') and not name.endswith('__') and name not in KEPT
+            )
+
+
+def test_private_names_of_torch_are_in_one_file():
+    """There, each has an answer for a torch that does not have it."""
+    found = {
+        f'{path.relative_to(ROOT)}: {name}'
+        for path in PACKAGE.rglob('*.py')
+        if path.name != '_torch_compat.py'
+        for name in private_names_of_torch(ast.parse(path.read_text()))
+    }
+    assert found == set()
+
+
+def test_private_names_of_torch_are_found():
+    text = """
+from torch._dynamo import config
+from torch.utils import _python_dispatch as dispatch
+from torch.utils._pytree import tree_map
+nn.modules.module._has_any_global_hook()
+torch.__version__, nn.modules.batchnorm._BatchNorm, other._hidden
+"""
+    assert set(private_names_of_torch(ast.parse(text))) == {
+        '_dynamo',
+        '_python_dispatch',
+        '_has_any_global_hook',
+    }
+
+
 @pytest.fixture
 def package(tmp_path):
     """Writes a package of these files and texts; returns its import graph."""

@@ -120,6 +120,10 @@ class LargeKernelBackbone(BaseModule):
     #: Keys that an ``arch`` dict must have, and defaults of those that it may have.
     required_keys: ClassVar[tuple[str, ...]] = ('channels', 'depths', 'kernel_sizes')
     arch_defaults: ClassVar[dict[str, Any]] = {}
+    #: The largest entries of the lists: beyond any use, and built within seconds.
+    largest: ClassVar[dict[str, int]] = dict(
+        channels=2**16, depths=500, kernel_sizes=1023
+    )
     #: Entries of a stage's ``blocks`` that make one layer of the paper's count.
     blocks_per_layer: ClassVar[int] = 1
     #: What ``pelk-mm convert_checkpoint --warm-start`` has to be given for a checkpoint
@@ -205,7 +209,8 @@ class LargeKernelBackbone(BaseModule):
 
         Raises:
             ValueError: If the name is unknown, a key is missing or unknown, or the
-                lists differ in length or hold anything but positive integers.
+                lists differ in length or hold anything but positive integers up to
+                ``largest``.
         """
         if isinstance(arch, str) and arch in cls.arch_settings:
             return cls.arch_defaults | cls.arch_settings[arch]
@@ -227,13 +232,13 @@ class LargeKernelBackbone(BaseModule):
                 f'arch dict of {cls.__name__} {" and ".join(problems)}; it takes '
                 f'{", ".join(keys)}' + f'. Write instead of{instead}' * bool(instead)
             )
-        for key in LargeKernelBackbone.required_keys:
+        for key, largest in cls.largest.items():
             if not isinstance(arch[key], (list, tuple)) or not all(
-                isinstance(value, int) and value > 0 for value in arch[key]
+                isinstance(value, int) and 0 < value <= largest for value in arch[key]
             ):
                 raise ValueError(
                     f'{key} {arch[key]!r} in the arch dict of {cls.__name__} must be '
-                    'a list of positive integers, one per stage'
+                    f'a list of integers from 1 to {largest}, one per stage'
                 )
         lists = {k: v for k, v in arch.items() if isinstance(v, (list, tuple))}
         lengths = {key: len(values) for key, values in lists.items()}

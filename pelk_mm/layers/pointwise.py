@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.drop import DropPath
 from torch import Tensor, nn
 
+from pelk_mm.ops._torch_compat import has_global_hooks
 from pelk_mm.ops.linear import (
     PackedWeight,
     linear,
@@ -122,7 +123,7 @@ def lay_out(images: Tensor) -> Tensor:
 
 def _is_hooked(*modules: nn.Module) -> bool:
     """Whether hooks may keep what a module, or a part of it, takes or returns."""
-    if nn.modules.module._has_any_global_hook():
+    if has_global_hooks():
         return True
     return any(
         part._forward_hooks or part._forward_pre_hooks

@@ -27,6 +27,11 @@ _function_modes = _find('_C._len_torch_function_stack')
 #: Depth of torch.func transforms, or None.
 _transform_level = _find('_C._functorch.maybe_current_level')
 _profiler_enabled = _find('autograd._profiler_enabled')
+#: Hooks that all modules call before and after their forward pass.
+_global_hooks = [
+    _find('nn.modules.module._global_forward_pre_hooks'),
+    _find('nn.modules.module._global_forward_hooks'),
+]
 #: Its `_current_level` is -1 outside of forward-mode differentiation.
 _forward_mode = _find('autograd.forward_ad')
 
@@ -50,6 +55,11 @@ def is_watched() -> bool:
 def in_forward_mode() -> bool:
     """Whether forward-mode differentiation is on."""
     return getattr(_forward_mode, '_current_level', 0) >= 0
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks of all modules may keep what a module takes or returns."""
+    return any(hooks is None or len(hooks) > 0 for hooks in _global_hooks)
 
 
 #: oneDNN's matrix product with a bias, and the layout of its own for weights.

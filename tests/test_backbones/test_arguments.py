@@ -166,3 +166,15 @@ def test_every_suggested_name_exists(backbone):
 
 def every_docstring(backbone):
     return ''.join(b.__doc__ for b in backbone.__mro__ if b.__module__[:7] == 'pelk_mm')
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+@pytest.mark.parametrize(
+    ('key', 'value', 'largest'),
+    [('depths', 501, 500), ('channels', 10**9, 65536), ('kernel_sizes', 1025, 1023)],
+)
+def test_sizes_beyond_any_use(kind, key, value, largest):
+    arch = ARCH[kind.__name__] | {key: (1, value)}
+    message = rf'{key} \(1, {value}\) .* list of integers from 1 to {largest}'
+    with pytest.raises(ValueError, match=message):
+        kind(arch)

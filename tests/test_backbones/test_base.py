@@ -411,8 +411,8 @@ def test_bad_arch_dicts(build):
         r"lacks \['depths'\]": {k: v for k, v in arch.items() if k != 'depths'},
         r"unknown keys \['kernels'\]": {**arch, 'kernels': 3},
         'one value per stage in each list': {**arch, 'depths': (1, 1, 1)},
-        'depths 2 .* list of positive': {**arch, 'depths': 2},
-        'channels .* list of positive': {**arch, 'channels': (8, 8, 8, 0)},
+        'depths 2 .* list of integers from 1 to 500': {**arch, 'depths': 2},
+        'channels .* list of integers': {**arch, 'channels': (8, 8, 8, 0)},
         'kernel size 14 is not a pos.* odd': {**arch, 'kernel_sizes': (15, 14, 11, 7)},
         'small_kernel 9 is larger than .* 7': {**arch, 'small_kernel': 9},
     }

@@ -254,6 +254,22 @@ def test_hooks_see_what_they_did(kind, library, chunks):
 
 
 @pytest.mark.parametrize('kind', range(3))
+@torch.no_grad()
+def test_hooks_of_all_modules_see_what_they_did(kind, library, chunks):
+    block = list(blocks())[kind].eval()
+
+    def outputs(plain):
+        seen = []
+        register = nn.modules.module.register_module_forward_hook
+        with ops.plain(plain), register(lambda _, args, out: seen.append((*args, out))):
+            block(feature_map())
+        return seen
+
+    torch.testing.assert_close(outputs(False), outputs(True))
+    assert not any(chunks)
+
+
+@pytest.mark.parametrize('kind', range(3))
 def test_only_one_parameter_needs_a_gradient(kind, library):
     names = [n for n, _ in list(blocks())[kind].named_parameters()]
     for name in names:

@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import pelk_mm  # noqa: F401 - registers the backbones
+from pelk_mm.conversion.onnx_export import DEFERRED
 from pelk_mm.ops.linear import LIBRARIES
 from pelk_mm_cli import run_script
 
@@ -50,6 +52,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='session')
+def open_sizes():
+    """Options of `torch.export.export` with which our models leave sizes open."""
+    if DEFERRED not in signature(torch.export.export).parameters:
+        pytest.skip(f'PyTorch {torch.__version__} cannot leave their sizes open')
+    return {DEFERRED: True}
 
 
 class Finished(NamedTuple):

@@ -226,7 +226,7 @@ class Exported(TorchForm):
         module = torch_module(require_static(self.module()), self.factored)
         images = self.setting.images(self.subject.channels)
         with ops.plain(), replace(self.setting, amp=amp).autocast():
-            return torch.export.export(module, (images,))
+            return torch.export.export(module, (images,), strict=False)
 
     def export(self) -> None:
         """Write the file."""

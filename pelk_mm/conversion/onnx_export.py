@@ -1,5 +1,6 @@
 """Export segmenters, and backbone and neck of detectors, to ONNX."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ MIN_OPEN_SIDE = 64
 OPEN_AXES = {0: 'batch', 2: 'height', 3: 'width'}
 #: Largest ones of which torch proves that its arithmetic holds; ONNX has no limits.
 MAX_OPEN_SIDE, MAX_BATCH = 2**14, 2**10
+#: Option of ``torch.export.export`` that leaves checks of open sizes to the run time.
+DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
 #: Why a detector is exported without its heads.
 WITHOUT_HEADS = (
     'backbone and neck alone: the heads of a detector choose boxes by their values '
@@ -173,6 +176,8 @@ def export_onnx(
     """
     out = Path(out)
     require_packages()
+    if dynamic:
+        _require_open_sizes()
     check_onnx_path(out, force)
     least = MIN_OPEN_SIDE if dynamic else MIN_SIDE
     _require_side(shape, least)
@@ -330,6 +335,15 @@ def _fold(model: nn.Module) -> None:
     fold_conv_modules(model)
 
 
+def _require_open_sizes() -> None:
+    """Raise a `CheckpointError` unless this torch can leave sizes open."""
+    if DEFERRED not in inspect.signature(torch.export.export).parameters:
+        raise CheckpointError(
+            f'PyTorch {torch.__version__} cannot leave sizes open; export without '
+            '--dynamic, or with a newer one (2.13 can)'
+        )
+
+
 def _export(
     model: nn.Module, shape: tuple[int, int, int], least: int | None
 ) -> torch.export.ExportedProgram:
@@ -348,7 +362,8 @@ def _export(
                 model,
                 (images,),
                 dynamic_shapes=dims,
-                prefer_deferred_runtime_asserts_over_guards=True,
+                strict=False,  # PyTorch 2.6 has another default
+                **({DEFERRED: True} if least else {}),
             )
     except Exception as error:  # whatever tracing a head's code raises
         advice = '; without --dynamic the sizes are fixed' if least else ''

@@ -321,7 +321,7 @@ def test_deployment_form_trains_and_freezes(build, images):
 def test_deployment_form_exports(build):
     model = build(deploy=True).eval()
     images = torch.randn(1, 3, 64, 64)
-    program = torch.export.export(model, (images,)).module()
+    program = torch.export.export(model, (images,), strict=False).module()
     for a, b in zip(model(images), program(images), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -318,7 +318,7 @@ def test_programs_have_torchs_operators_alone(kind, onednn):
     model = BACKBONES[kind](out_indices=(0, 1), deploy=True).eval()
     pack_pointwise(model)
     with ops.plain():
-        program = torch.export.export(model, (images(),))
+        program = torch.export.export(model, (images(),), strict=False)
     graph = str(program.graph)
     assert 'mkldnn' not in graph
     assert 'pelk_mm' not in graph

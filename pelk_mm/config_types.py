@@ -64,6 +64,21 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return cfg
 
 
+def entry(node: Any, *keys: str) -> Any:
+    """Look up an entry in nested dicts of a config.
+
+    Args:
+        node: A config, a dict in one, or whatever stands in the place of one.
+        *keys: A key in it, a key in what is found there, and so on.
+
+    Returns:
+        The value; None where a key is missing or its owner is no dict.
+    """
+    for key in keys:
+        node = node.get(key) if isinstance(node, (dict, Config)) else None
+    return node
+
+
 def type_name(kind: Any) -> str:
     """Name of the class that a ``type`` means, without scope or path."""
     if isinstance(kind, str):

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS, DefaultScope
 from pelk_mm.backbones import PeLK, RepLKNet, SLaK
 from pelk_mm.config_types import (
     ConfigError,
+    entry,
     find_class,
     find_framework,
     read_config,
@@ -184,3 +185,21 @@ def test_plain_yaml_is_read(tmp_path):
     path = tmp_path / 'a.yaml'
     path.write_text('a: &a {b: 1}\nc: *a\nmodel: {type: PeLK}\n')
     assert read_config(path).c.b == 1
+
+
+@pytest.mark.parametrize(
+    ('keys', 'value'),
+    [
+        ((), None),
+        (('a',), dict(b=dict(c=3))),
+        (('a', 'b', 'c'), 3),
+        (('a', 'x', 'c'), None),
+        (('a', 'b', 'c', 'd'), None),  # no dict
+        (('word', 'get'), None),
+    ],
+)
+def test_entries_of_nested_dicts(keys, value):
+    cfg = Config(dict(a=dict(b=dict(c=3)), word='x'))
+    assert entry(cfg, *keys) == (value if keys else cfg)
+    assert entry(cfg._cfg_dict, *keys) == (value if keys else cfg._cfg_dict)
+    assert entry('x', 'a') is None

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from pelk_mm.checkpoints.files import first_line
-from pelk_mm.config_types import FRAMEWORKS, find_framework, type_name
+from pelk_mm.config_types import FRAMEWORKS, entry, find_framework, type_name
 
 #: Height and width at which the papers count: segmenters on ADE20K, detectors on COCO
 #: and classifiers on ImageNet.
@@ -113,10 +113,9 @@ def _image_sizes(cfg: Config) -> Iterator[tuple[int, int] | None]:
     for name in ('test_dataloader', 'val_dataloader'):
         size = _last_size(cfg.get(name), SIZING_STEPS)
         yield size and (size[1], size[0])
-    model = cfg.get('model') or {}
-    for settings in (model.get('data_preprocessor'), cfg.get('data_preprocessor')):
-        yield _two((settings or {}).get('size'))
-    yield _two((model.get('test_cfg') or {}).get('crop_size'))
+    yield _two(entry(cfg, 'model', 'data_preprocessor', 'size'))
+    yield _two(entry(cfg, 'data_preprocessor', 'size'))
+    yield _two(entry(cfg, 'model', 'test_cfg', 'crop_size'))
     yield _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
 
 

@@ -195,7 +195,8 @@ def _compare(
     difference = 0.0
     for output, right in zip(outputs, expected, strict=True):
         if right.size:
-            largest = max(float(np.abs(right).max()), np.finfo(np.float32).tiny)
+            tiny = float(np.finfo(np.float32).tiny)
+            largest = max(float(np.abs(right).max()), tiny)
             found = float(np.abs(output - right).max()) / largest
             difference = max(difference, found)
     bound = AMP_TOLERANCE if amp else TOLERANCE

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.checkpoints.files import CheckpointError, first_line
-from pelk_mm.config_types import find_framework
+from pelk_mm.config_types import entry, find_framework
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import plain
 from pelk_mm.version import __version__
@@ -347,7 +347,8 @@ def _require_open_sizes() -> None:
 def _export(
     model: nn.Module, shape: tuple[int, int, int], least: int | None
 ) -> torch.export.ExportedProgram:
-    dims = None
+    dims: Any = None
+    options: dict[str, Any] = {DEFERRED: True} if least else {}
     if least:
         batch, *sides = OPEN_AXES.values()
         open_sides = {
@@ -363,7 +364,7 @@ def _export(
                 (images,),
                 dynamic_shapes=dims,
                 strict=False,  # PyTorch 2.6 has another default
-                **({DEFERRED: True} if least else {}),
+                **options,
             )
     except Exception as error:  # whatever tracing a head's code raises
         advice = '; without --dynamic the sizes are fixed' if least else ''
@@ -410,9 +411,12 @@ def _notes(
 
 def _data_set_meta(cfg: Config) -> Mapping[str, Any]:
     """Classes and palette of a config's test data, where they are told."""
-    data_set = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    kind = data_set.get('type')
+    data_set = entry(cfg, 'test_dataloader', 'dataset')
+    kind, metainfo = entry(data_set, 'type'), entry(data_set, 'metainfo')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(find_framework(cfg)) as registry:
             kind = registry.get(kind)
-    return {**getattr(kind, 'METAINFO', {}), **(data_set.get('metainfo') or {})}
+    return {
+        **getattr(kind, 'METAINFO', {}),
+        **(metainfo if isinstance(metainfo, dict) else {}),
+    }

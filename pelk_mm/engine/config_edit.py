@@ -18,6 +18,8 @@ which has no ``_base_``. A loaded ``Config`` can be changed in the same way.
 from collections.abc import Iterator
 from typing import Any
 
+from pelk_mm.config_types import entry
+
 Size = tuple[int, int]
 
 
@@ -140,16 +142,14 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
 
 def crop_sizes(cfg: Any) -> dict[str, Size]:
     """Sizes that `set_crop_size` would make equal, by their place in the config."""
-    model = cfg.get('model')
-    model = model if isinstance(model, dict) else {}
-    test_cfg = model.get('test_cfg') or {}
+    test_cfg = entry(cfg, 'model', 'test_cfg')
     sizes = {
         'crop_size': cfg.get('crop_size'),
-        'model.data_preprocessor.size': (model.get('data_preprocessor') or {}).get(
-            'size'
+        'model.data_preprocessor.size': entry(
+            cfg, 'model', 'data_preprocessor', 'size'
         ),
-        'model.test_cfg.crop_size': test_cfg.get('crop_size')
-        if test_cfg.get('mode') == 'slide'
+        'model.test_cfg.crop_size': entry(test_cfg, 'crop_size')
+        if entry(test_cfg, 'mode') == 'slide'
         else None,
     }
     for number, crop in enumerate(_steps(cfg, ('train_dataloader',), 'RandomCrop')):

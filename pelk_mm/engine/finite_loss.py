@@ -14,6 +14,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pelk_mm.config_types import entry
+
 from .checkpoint_hook import SafeCheckpointHook
 from .nonfinite import (
     BAD_IMAGE,
@@ -255,8 +257,7 @@ class FiniteLossHook(Hook):
                 'optim_wrapper.clip_grad.max_norm=1'
             )
         options = f'load_from={last} ' if last is not None else ''
-        optimizer = (runner.cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-        rate = optimizer.get('lr')
+        rate = entry(runner.cfg, 'optim_wrapper', 'optimizer', 'lr')
         if rate is not None:
             options += f'optim_wrapper.optimizer.lr={rate / 2:.3g}'
             start = 'start from its weights' if last is not None else 'start again'

@@ -18,7 +18,13 @@ from torch import nn
 
 from pelk_mm.backbones import LargeKernelBackbone
 from pelk_mm.checkpoints.files import CheckpointError, first_line
-from pelk_mm.config_types import FRAMEWORKS, find_framework, read_config, type_name
+from pelk_mm.config_types import (
+    FRAMEWORKS,
+    entry,
+    find_framework,
+    read_config,
+    type_name,
+)
 from pelk_mm.conversion.deploy import DEPLOYED, deploy_backbones
 from pelk_mm.conversion.notes import find_dataset_meta
 from pelk_mm.conversion.prepare import prepare_for_inference
@@ -272,7 +278,7 @@ def _require_framework(cfg: Config, config: str | Path) -> str:
 
 def _prepare(cfg: Config, framework: str, config: str | Path) -> None:
     """Leave in a config what mm's inferencers read, in the form that they expect."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    dataset = entry(cfg, 'test_dataloader', 'dataset')
     while isinstance(dataset, dict) and not dataset.get('pipeline'):
         inner = dataset.get('dataset') or dataset.get('datasets')
         dataset = inner[0] if isinstance(inner, (list, tuple)) and inner else inner

@@ -134,6 +134,12 @@ def test_wrapped_data_set(segmenter_files, tmp_path, image):
             'cannot be built: .*NoHead',
         ),
         ('test_dataloader', 'other', InferenceError, 'no test_dataloader with a pipel'),
+        (
+            'test_dataloader',
+            "test_dataloader = ''\nother",
+            InferenceError,
+            'no test_dataloader with a pipel',
+        ),
         ('LoadImageFromFile', 'LoadImageFromNDArray', InferenceError, 'not found in'),
         ('model = dict', 'other = dict', InferenceError, 'has no model; give the conf'),
         ('dict(mode', 'dict(mode=', ConfigError, 'cannot be read'),

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from pelk_mm.checkpoints.files import first_line
-from pelk_mm.config_types import type_name
+from pelk_mm.config_types import entry, type_name
 
 from ..config_edit import _dicts, crop_sizes
 from .coco_file import check_coco_file, reads_coco
@@ -173,14 +173,13 @@ def _expectation(
 
 def _tested_at(model: Any, split: str, node: Any) -> dict[str, Any] | None:
     """Arguments of ``Resize`` where a segmenter of ours gets images as they are."""
-    preprocessor = model.get('data_preprocessor') or {}
-    test_cfg = preprocessor.get('test_cfg') or {}
+    test_cfg = entry(model, 'data_preprocessor', 'test_cfg')
     if (
         split == 'train'
         or 'decode_head' not in model
-        or type_name((model.get('backbone') or {}).get('type')) not in _BACKBONES
-        or test_cfg.get('size_divisor')
-        or test_cfg.get('size')
+        or type_name(entry(model, 'backbone', 'type')) not in _BACKBONES
+        or entry(test_cfg, 'size_divisor')
+        or entry(test_cfg, 'size')
     ):
         return None
     for step in _dicts(node.get('pipeline')):

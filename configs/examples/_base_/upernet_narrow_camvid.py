@@ -67,7 +67,7 @@ train_pipeline = [
         contrast_range=(0.4, 1.6),
         saturation_range=(0.4, 1.6),
     ),
-    # The loss of all pixels took a third of an iteration; at half of the sides, still
+    # The loss of all pixels takes a sixth of an iteration. At half of the sides, still
     # twice those of the logits, it takes a quarter of that.
     dict(type='SegRescale', scale_factor=0.5),
     dict(type='PackSegInputs'),

@@ -80,9 +80,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--save-weights',
-        action='store_true',
-        help="of each config's run that was the best in validation, write the weights "
-        'to demo/weights in float16, with their entry in the metafile',
+        type=config_file,
+        nargs='+',
+        default=[],
+        metavar='CONFIG',
+        help='of the run of these that was the best in validation, write the weights '
+        'to demo/weights in float16, with an entry in the metafile',
     )
     parser.add_argument(
         '--cfg-options',
@@ -96,6 +99,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for stem in stems:
         if stems.count(stem) > 1:
             parser.error(f'--configs names {stem} twice, and runs are named after it')
+    for path in args.save_weights:
+        if path not in args.configs or path.parent != CONFIGS:
+            parser.error(
+                f'--save-weights {path.stem} is not one of --configs in {CONFIGS}'
+            )
     for option in args.cfg_options:
         if '=' not in option:
             parser.error(f'--cfg-options {option} is not KEY=VALUE')

@@ -59,7 +59,9 @@ def compare(args: argparse.Namespace, root: Path) -> str:
     if args.save_weights:
         from camvid_weights import save_weights
 
-        for run, result in best_runs(finished).values():
+        best = best_runs(finished)
+        for config in args.save_weights:
+            run, result = best[config.stem]
             path = save_weights(run, result, root)
             print(f'{path}: {path.stat().st_size:,} bytes')
     return tables

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.device import get_device
 from torch import nn
 
 from camvid_runs import (
@@ -96,7 +97,7 @@ def _draw_fields(runs: Sequence[Run], folder: Path) -> None:
         )
         backbone = _best_model(run, cfg).backbone
         key = field_key(backbone, (FIELD_SIZE, FIELD_SIZE), repr(preprocess))
-        inputs = samples(pictures, FIELD_SIZE, preprocess, 'cpu')
+        inputs = samples(pictures, FIELD_SIZE, preprocess, get_device())
         field = measure(backbone, inputs, key)
         measured.append(Measured.of(run.name, f'seed {run.seed}', field))
     with write_atomically(folder / 'erf.png') as temporary:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
@@ -28,7 +29,7 @@ from report import Scores
 EVALUATIONS = 10
 SETTINGS, RESULT = 'run.json', 'result.json'
 #: Entries of a config that are where a run is and not what it is.
-_PLACES = ('work_dir', 'experiment_name', 'visualizer', 'resume')
+_PLACES = ('work_dir', 'experiment_name', 'visualizer')
 
 
 class RunError(ValueError):
@@ -68,7 +69,6 @@ class Run:
             # Not at the end alone: an interrupted run goes on from the latest.
             cfg.default_hooks.checkpoint.interval = cfg.train_cfg.val_interval
         cfg.randomness = dict(seed=self.seed)
-        cfg.resume = True  # from the latest checkpoint, if there is one
         name = f'{self.name}_{self.folder.parent.name}_{self.seed}'
         cfg.experiment_name = cfg.visualizer.name = name
         return cfg
@@ -180,6 +180,15 @@ def _claim(run: Run, cfg: Config) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + '\n')
 
 
+def _resume(cfg: Config, folder: Path) -> None:
+    """Let a training go on from the latest of its own checkpoints, if there is one.
+
+    Where a config starts from weights, mmengine would resume from these instead.
+    """
+    if any(folder.glob('iter_*.pth')):
+        cfg.resume, cfg.load_from = True, None
+
+
 def finish(run: Run) -> Result:
     """Train, or go on with an interrupted training, test, and write the record.
 
@@ -193,6 +202,7 @@ def finish(run: Run) -> Result:
     record = run.folder / RESULT
     if record.is_file():
         return Result.read(record)
+    _resume(cfg, run.folder)
     Runner.from_cfg(cfg).train()
     result = _test(run, cfg)
     with write_atomically(record) as temporary:
@@ -232,7 +242,7 @@ def build_model(cfg: Config, weights: Mapping[str, torch.Tensor]) -> nn.Module:
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     model.load_state_dict(weights)
-    return model.eval()
+    return model.to(get_device()).eval()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Small files of trained weights, and what mm's index says of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +46,8 @@ def save_weights(run: Run, result: Result, root: Path) -> Path:
     source = best_checkpoint(run.folder)
     checkpoint = read_checkpoint(source)
     weights = {name: _half(t, name) for name, t in checkpoint['state_dict'].items()}
-    cfg = run.load()
+    # Without options: the file has to fit the config as it is.
+    cfg = replace(run, options={}).load()
     miou = score(build_model(cfg, weights), cfg)[0].mIoU
     if not abs(miou - result.test['mIoU']) <= TOLERANCE:
         raise RunError(

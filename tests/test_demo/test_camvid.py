@@ -25,6 +25,7 @@ from camvid_runs import (
     Result,
     Run,
     RunError,
+    _resume,
     best_checkpoint,
     best_runs,
     build_model,
@@ -109,7 +110,7 @@ def arguments(streets, configs, tmp_path_factory):
         out=tmp_path_factory.mktemp('work_dirs') / 'camvid',
         iters=ITERS,
         plot=True,
-        save_weights=True,
+        save_weights=configs,
         cfg_options=['log_level=ERROR'],
     )
 
@@ -203,7 +204,7 @@ def test_tables_have_the_figures(tables, results, arguments):
 def test_finished_runs_are_not_trained_again(arguments, tables, root, monkeypatch):
     monkeypatch.setattr('camvid_runs.Runner.from_cfg', None)
     monkeypatch.setattr(arguments, 'plot', False)
-    monkeypatch.setattr(arguments, 'save_weights', False)
+    monkeypatch.setattr(arguments, 'save_weights', [])
     assert compare(arguments, root) == tables
 
 
@@ -233,6 +234,15 @@ def test_interrupted_run_goes_on(arguments, tables, tmp_path, monkeypatch):
         for folder in (run.folder, whole.folder)
     ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+
+
+def test_interrupted_run_that_started_from_weights_goes_on_from_its_own(tmp_path):
+    cfg = Config(dict(load_from='pretrained.pth', resume=False))
+    _resume(cfg, tmp_path)
+    assert cfg.to_dict() == dict(load_from='pretrained.pth', resume=False)
+    (tmp_path / 'iter_1.pth').write_bytes(b'')
+    _resume(cfg, tmp_path)
+    assert cfg.to_dict() == dict(load_from=None, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +359,10 @@ def test_best_run_is_chosen_by_validation(arguments, results):
         (
             ['--configs', camvid.NAMES[0], camvid.NAMES[0]],
             'names upernet_pelk_.* twice',
+        ),
+        (
+            ['--save-weights', *camvid.NAMES[:1], '--configs', *camvid.NAMES[1:]],
+            'is not',
         ),
         (['--seeds', '-1'], 'not a whole number from 0'),
         (['--cfg-options', 'x'], 'x is not KEY=VALUE'),

@@ -72,7 +72,7 @@ train_pipeline = [
     dict(type='SegRescale', scale_factor=0.5),
     dict(type='PackSegInputs'),
 ]
-# As in configs/demo: a third process costs two busy cores more than it saves.
+# No third process on two busy cores, as in configs/demo.
 loading = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     batch_size=4,

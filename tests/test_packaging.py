@@ -20,16 +20,25 @@ def test_index_describes_every_config_once():
     models, collections = [], set()
     for name in index['Import']:
         metafile = yaml.safe_load((ROOT / name).read_text())
-        collections |= {entry['Name'] for entry in metafile['Collections']}
+        collections |= {entry['Name'] for entry in metafile.get('Collections', [])}
         models += metafile['Models']
     assert collections == {'PeLK', 'SLaK', 'RepLKNet'}
+    assert all(model['In Collection'] in collections for model in models)
+    # Those that we have trained name the weights that have the figures.
+    trained = [model for model in models if 'Weights' in model]
+    models = [model for model in models if 'Weights' not in model]
     names = [model['Name'] for model in models]
     assert sorted(names) == sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
     for model in models:
         assert model['Config'] == f'configs/{model["Name"]}.py'
-        assert model['In Collection'] in collections
         for result in model.get('Results', []):
             assert all(metric.endswith(' (paper)') for metric in result['Metrics'])
+    for model in trained:
+        assert model['Config'] == f'configs/examples/{model["Name"]}.py'
+        assert (ROOT / model['Config']).is_file()
+        assert (ROOT / model['Weights']).is_file()
+    kept = {(ROOT / model['Weights']).name for model in trained}
+    assert {path.name for path in (ROOT / 'demo/weights').glob('*.pth')} == kept
 
 
 #: Tools that set a checkout up or write its files.

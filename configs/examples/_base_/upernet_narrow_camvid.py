@@ -1,0 +1,136 @@
+# CamVid in the split of SegNet (367, 101 and 233 images of 480 x 360; 11 classes and
+# void, 255) as a data set of one's own, and what narrow backbones on it have in common:
+# widths, depths, head, loss, augmentation and schedule. For random weights and two CPU
+# cores. A leaf names the backbone; demo/camvid.py trains, tests and compares them.
+_base_ = [
+    '../../_base_/models/upernet.py',
+    '../../_base_/datasets/ade20k.py',
+    '../../_base_/schedules/adamw_160k.py',
+    '../../_base_/mmseg_runtime.py',
+]
+
+classes = (
+    'sky',
+    'building',
+    'pole',
+    'road',
+    'pavement',
+    'tree',
+    'sign',
+    'fence',
+    'car',
+    'pedestrian',
+    'bicyclist',
+)
+palette = [
+    [128, 128, 128],
+    [128, 0, 0],
+    [192, 192, 128],
+    [128, 64, 128],
+    [60, 40, 222],
+    [128, 128, 0],
+    [192, 128, 128],
+    [64, 64, 128],
+    [64, 0, 128],
+    [64, 64, 0],
+    [0, 128, 192],
+]
+# Inverse square roots of the classes' shares of the training pixels, 1 on average.
+class_weight = [0.9, 0.7, 3.6, 0.6, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7]
+
+# Whole images, a little enlarged: thin things are wider in feature maps of a quarter of
+# the sides. In crops much smaller than what is tested, the outer taps of the largest
+# kernels would see nothing but padding, and be used untrained.
+crop_size, scale = (360, 480), (600, 450)
+
+edit = __import__('pelk_mm').engine
+edit.set_num_classes(_base_, len(classes))
+edit.set_crop_size(_base_, crop_size, scale=scale)
+
+data = dict(
+    type='BaseSegDataset',
+    data_root='data/camvid',
+    metainfo=dict(classes=classes, palette=palette),
+    reduce_zero_label=False,
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    # Never smaller than the crop: what would be padded costs as much as what is seen.
+    dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size),
+    dict(type='RandomFlip', prob=0.5),
+    # Stronger than usual: other places, weather and light are tested.
+    dict(
+        type='PhotoMetricDistortion',
+        brightness_delta=48,
+        contrast_range=(0.4, 1.6),
+        saturation_range=(0.4, 1.6),
+    ),
+    # The loss of all pixels takes a sixth of an iteration. At half of the sides, still
+    # twice those of the logits, it takes a quarter of that.
+    dict(type='SegRescale', scale_factor=0.5),
+    dict(type='PackSegInputs'),
+]
+# No third process on two busy cores, as in configs/demo.
+loading = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(
+    batch_size=4,
+    **loading,
+    dataset=dict(
+        **data,
+        data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    **loading,
+    dataset=dict(
+        **data, data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val')
+    ),
+)
+test_dataloader = dict(
+    **loading,
+    dataset=dict(
+        **data, data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test')
+    ),
+)
+
+narrow = dict(channels=[32, 64, 96, 128], depths=[2, 2, 3, 1])
+model = dict(
+    decode_head=dict(
+        in_channels=narrow['channels'],
+        channels=32,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        loss_decode=dict(
+            class_weight=class_weight,
+            # mmengine takes the mean. mmseg's own would look up the weight of 255.
+            reduction='none',
+        ),
+    ),
+    auxiliary_head=None,
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
+
+max_iters = 8000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-3),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
+    dict(
+        type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=300, end=max_iters
+    ),
+]
+default_hooks = dict(
+    **_base_.framework_hooks,
+    # What is validated, saved as state_dict and tested is the average.
+    ema=dict(type='EMAHook', momentum=0.002, update_buffers=True),
+    checkpoint=dict(
+        interval=max_iters // 10, max_keep_ckpts=1, save_best='mIoU', rule='greater'
+    ),
+)
+randomness = dict(seed=0)

@@ -117,7 +117,7 @@ def _image_sizes(cfg: Config) -> Iterator[tuple[int, int] | None]:
     for settings in (model.get('data_preprocessor'), cfg.get('data_preprocessor')):
         yield _two((settings or {}).get('size'))
     yield _two((model.get('test_cfg') or {}).get('crop_size'))
-    yield _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
+    yield train_shape(cfg)
 
 
 def named_shape(cfg: Config) -> tuple[int, int] | None:
@@ -127,6 +127,11 @@ def named_shape(cfg: Config) -> tuple[int, int] | None:
     that the model is trained with.
     """
     return next(filter(None, _image_sizes(cfg)), None)
+
+
+def train_shape(cfg: Config) -> tuple[int, int] | None:
+    """Height and width of the crops that a config trains on; None without any."""
+    return _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
 
 
 def image_shape(cfg: Config) -> tuple[int, int]:

@@ -24,9 +24,8 @@ def main() -> None:
             init = backbone_init(args.pretrained)
         except CheckpointError as error:
             sys.exit(f'train: {error}')
-        key = 'model.backbone.init_cfg'
-        settings = [f'{key}.{name}={value}' for name, value in init.items()]
-        sys.argv += ['--cfg-options', f'{key}._delete_=True', *settings]
+        sys.argv.append('--cfg-options')
+        sys.argv += [f'model.backbone.init_cfg.{key}={init[key]}' for key in init]
     try:
         hand_over('train')
     finally:

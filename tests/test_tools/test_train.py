@@ -69,8 +69,7 @@ def test_flag_becomes_an_init_cfg(run_tool, classifier, monkeypatch):
     assert arguments[:2] == ['x.py', '--amp']
     start = arguments.index('--cfg-options')
     options = dict(option.split('=', 1) for option in arguments[start + 1 :])
-    cfg = Config(dict(model=dict(backbone=dict(type='PeLK', init_cfg=None))))
-    options['model.backbone.init_cfg._delete_'] = True
+    cfg = Config(dict(model=dict(backbone=dict(type='PeLK'))))
     cfg.merge_from_dict(options)
     backbone = MODELS.build(
         dict(

@@ -70,9 +70,11 @@ def config_path(name: str) -> Path:
         FileNotFoundError: If there is no such config.
     """
     folder = config_folder()
-    path = folder / f'{name.removesuffix(".py")}.py'
+    paths = [*folder.glob('*.py'), *folder.glob('pretrain/*.py')]
+    by_name = {path.stem: path for path in paths}
+    path = by_name.get(name.removesuffix('.py'), folder / name)
     if not path.is_file():
-        known = sorted(path.stem for path in folder.glob('*.py'))
+        known = sorted(by_name)
         hint = did_you_mean(path.stem, known) or f'choose one of {", ".join(known)}'
         raise FileNotFoundError(f'there is no config {name!r}; {hint}')
     return path

@@ -1,6 +1,6 @@
 """The scope ``pelk_mm`` of mmengine's registry of models.
 
-Each backbone is registered twice: in the root registry, where every framework finds it
+Each model is registered twice: in the root registry, where every framework finds it
 under its plain name, and in this scope. A framework's own class of the same name, as
 mmpretrain's RepLKNet, comes before the root's; ``type='pelk_mm.RepLKNet'`` means ours
 in every framework.
@@ -19,7 +19,7 @@ MODELS = Registry(
 T = TypeVar('T', bound=type)
 
 
-def register_backbone(cls: T) -> T:
+def register_model(cls: T) -> T:
     """Register a class under its name, in mmengine's root registry and in our scope."""
     ROOT_MODELS.register_module(module=cls)
     MODELS.register_module(module=cls)

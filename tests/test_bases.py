@@ -17,6 +17,12 @@ DATASETS = {
     'mmseg': {'ade20k', 'cityscapes'},
     'mmdet': {'coco_instance', 'coco_detection'},
 }
+#: Those of classifiers, which combine with each other; tests of configs/pretrain do it.
+PRETRAIN = {
+    'models': {'classifier'},
+    'datasets': {'imagenet', 'imagenet_384'},
+    'schedules': {'adamw_300e', 'adamw_30e_finetune'},
+}
 #: Of a model and a data set that do not combine, one has masks and the other none.
 WITH_MASKS = {'cascade_mask_rcnn', 'coco_instance'}
 
@@ -52,10 +58,11 @@ def combine(tmp_path, framework, model, data, schedule, text=''):
 
 
 def test_every_base_is_combined():
-    assert names('schedules') == SCHEDULES
-    assert names('models') == set.union(*MODELS.values())
-    assert names('datasets') == set.union(*DATASETS.values())
-    assert names('.') == {*(f'{f}_runtime' for f in (*MODELS, 'default')), 'sparsity'}
+    assert names('schedules') == SCHEDULES | PRETRAIN['schedules']
+    assert names('models') == set.union(*MODELS.values(), PRETRAIN['models'])
+    assert names('datasets') == set.union(*DATASETS.values(), PRETRAIN['datasets'])
+    runtimes = {f'{f}_runtime' for f in (*MODELS, 'mmpretrain', 'default')}
+    assert names('.') == {*runtimes, 'sparsity'}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_epochs_of_a_segmenter(tmp_path):
     assert cfg.train_dataloader.sampler.shuffle
 
 
-@pytest.mark.parametrize('framework', sorted(MODELS))
+@pytest.mark.parametrize('framework', [*sorted(MODELS), 'mmpretrain'])
 @pytest.mark.parametrize('installed', [True, False])
 def test_tensorboard_where_it_is_installed(framework, installed, tmp_path, monkeypatch):
     """Without it a training would end in an ImportError of mmengine's backend."""

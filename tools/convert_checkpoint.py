@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pelk_mm_cli import positive
+
 EXIT_CODES = """exit codes:
   0  the conversion is complete
   1  refused or incomplete: nothing was written
@@ -42,6 +44,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--prefix',
         help="prefix of the backbone's names in DST (default: backbone. in whole "
         'models, none otherwise); heads are dropped with any other than backbone.',
+    )
+    parser.add_argument(
+        '--classifier',
+        action='store_true',
+        help="keep a released classifier's norm and linear layer: DST is a whole model "
+        'of mmpretrain',
+    )
+    parser.add_argument(
+        '--outer-taps',
+        choices=('keep', 'zero', 'crop'),
+        default='keep',
+        help='what becomes of taps that the training never used, since its maps were '
+        'too small for them (%(default)s)',
+    )
+    parser.add_argument(
+        '--trained-at',
+        type=positive,
+        default=224,
+        metavar='PIXELS',
+        help='height and width of the images of that training (%(default)s)',
     )
     parser.add_argument(
         '--in-channels',
@@ -109,6 +131,9 @@ def main(argv: list[str] | None = None) -> int:
             from_prefix=args.from_prefix,
             prefix=args.prefix,
             in_channels=args.in_channels,
+            classifier=args.classifier,
+            outer_taps=args.outer_taps,
+            trained_at=args.trained_at,
             strict=args.strict,
             official=args.to == 'official',
             warm_start=args.warm_start,

@@ -116,7 +116,7 @@ def _image_sizes(cfg: Config) -> Iterator[tuple[int, int] | None]:
     yield _two(entry(cfg, 'model', 'data_preprocessor', 'size'))
     yield _two(entry(cfg, 'data_preprocessor', 'size'))
     yield _two(entry(cfg, 'model', 'test_cfg', 'crop_size'))
-    yield _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
+    yield train_shape(cfg)
 
 
 def named_shape(cfg: Config) -> tuple[int, int] | None:
@@ -126,6 +126,11 @@ def named_shape(cfg: Config) -> tuple[int, int] | None:
     that the model is trained with.
     """
     return next(filter(None, _image_sizes(cfg)), None)
+
+
+def train_shape(cfg: Config) -> tuple[int, int] | None:
+    """Height and width of the crops that a config trains on; None without any."""
+    return _last_size(cfg.get('train_dataloader'), CROPPING_STEPS)
 
 
 def image_shape(cfg: Config) -> tuple[int, int]:

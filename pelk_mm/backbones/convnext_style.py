@@ -25,7 +25,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
     """A pyramid of `ConvNeXtBlock` stages.
 
     Stem: 4 x 4 convolution of stride 4, LayerNorm. Downsampling: LayerNorm, 2 x 2
-    convolution of stride 2. A LayerNorm follows each output.
+    convolution of stride 2. A LayerNorm follows each output, unless told otherwise.
 
     Args:
         settings: ``channels`` and ``depths`` (blocks) of each stage, and
@@ -36,6 +36,8 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
             linearly from 0 at the first.
         layer_scale_init_value: Initial layer scale; 0 for none. The deployment form
             has it in the pointwise layer.
+        output_norms: Whether a LayerNorm follows each output, as dense prediction needs
+            it; classifiers have one after pooling, `PooledLayerNorm`.
         init_cfg: mmengine's initialisation config; by default truncated-normal
             weights (std 0.02).
         kwargs: ``out_indices``, ``frozen_stages``, ``norm_eval``, ``with_cp``,
@@ -50,6 +52,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
+        output_norms: bool = True,
         init_cfg: dict | list[dict] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -88,7 +91,7 @@ class ConvNeXtStyleBackbone(LargeKernelBackbone):
                 for _ in range(self.depths[i])
             ]
             self.stages.append(self.make_stage(blocks))
-            if i in self.out_indices:
+            if output_norms and i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(width))
         self._freeze_stages()
 

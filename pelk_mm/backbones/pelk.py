@@ -16,7 +16,7 @@ from pelk_mm.layers import (
     make_sharing_grid,
 )
 from pelk_mm.ops import box_sum
-from pelk_mm.registry import register_backbone
+from pelk_mm.registry import register_model
 
 from .base import Stage
 from .convnext_style import SIZES, ConvNeXtStyleBackbone
@@ -67,7 +67,7 @@ class PeLKStage(Stage):
         self.position_embedding = None
 
 
-@register_backbone
+@register_model
 class PeLK(ConvNeXtStyleBackbone):
     """PeLK backbone with feature maps at strides 4, 8, 16 and 32.
 

@@ -20,7 +20,7 @@ from pelk_mm.layers import (
     large_and_small,
     relu,
 )
-from pelk_mm.registry import register_backbone
+from pelk_mm.registry import register_model
 
 from .base import BATCH_NORM, LargeKernelBackbone, Stage
 
@@ -35,7 +35,7 @@ class ReLUSequential(nn.Sequential):
         return x
 
 
-@register_backbone
+@register_model
 class RepLKNet(LargeKernelBackbone):
     """RepLKNet backbone with feature maps at strides 4, 8, 16 and 32.
 

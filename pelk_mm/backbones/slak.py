@@ -8,13 +8,13 @@ authors: https://github.com/VITA-Group/SLaK.
 from typing import Any
 
 from pelk_mm.layers import ReparamDepthwise, large_and_small, stripes_and_small
-from pelk_mm.registry import register_backbone
+from pelk_mm.registry import register_model
 
 from .base import BATCH_NORM
 from .convnext_style import SIZES, ConvNeXtStyleBackbone
 
 
-@register_backbone
+@register_model
 class SLaK(ConvNeXtStyleBackbone):
     """SLaK backbone with feature maps at strides 4, 8, 16 and 32.
 

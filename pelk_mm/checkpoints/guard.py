@@ -83,6 +83,38 @@ def require_loadable(
     )
 
 
+def backbone_init(checkpoint: str) -> dict[str, str]:
+    """The ``init_cfg`` that starts a backbone from a checkpoint.
+
+    Args:
+        checkpoint: Path or URL of a backbone's weights, or of a whole model's that has
+            one: a classifier's, such as our pre-training configs train, or a
+            segmenter's or detector's.
+
+    Returns:
+        ``type``, ``checkpoint`` and, where names of the backbone have one, ``prefix``.
+        What is saved with EMAHook starts from the averaged weights.
+
+    Raises:
+        CheckpointError: If it cannot be read, or has no backbone or several.
+    """
+    path = _download(checkpoint) if is_url(checkpoint) else Path(checkpoint)
+    names = list(select_weights(read_checkpoint(path.expanduser())).tensors)
+    prefixes = backbone_prefixes(names)
+    if not prefixes:
+        raise WeightsError(
+            f'{checkpoint} has no backbone of {", ".join(BACKBONE_TYPES.values())}; '
+            f'its names are {shorten(names)}'
+        )
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f'{checkpoint} has {len(prefixes)} backbones; choose one by '
+            f'--cfg-options model.backbone.init_cfg.prefix={prefixes[0]} or the like'
+        )
+    init = dict(type='Pretrained', checkpoint=checkpoint)
+    return init | dict(prefix=prefixes[0]) if prefixes[0] else init
+
+
 def _require_prefix(
     checkpoint: str, prefix: str, names: list[str], prefixes: list[str]
 ) -> None:

@@ -27,9 +27,12 @@ from pelk_mm.checkpoints.rules import (
 )
 from pelk_mm.checkpoints.weights import Source, check_tensors, select_weights
 
-from .infer import infer_backbone
+from .infer import classifier_outputs, infer_backbone
 from .notes import adjust_backbone, make_meta
+from .outer_taps import CHOICES as OUTER_TAPS
+from .outer_taps import trim_kernels
 from .records import (
+    BACKBONE,
     Fate,
     Record,
     assemble,
@@ -39,9 +42,12 @@ from .records import (
     drop_heads,
     has_heads,
     in_progress,
+    is_classifier,
+    keep_classifier,
     rename_backbone,
     rename_heads,
     replace_by_pelk,
+    replace_tensors,
     split_parts,
     summarise,
     tensors_by_name,
@@ -67,6 +73,11 @@ class Options:
             with any other prefix than ``backbone.``.
         in_channels: Channels of the images, see `adapt_stem`; None for the source's.
         official: Whether to go back to the released names instead.
+        classifier: Whether to keep a released classifier's norm and linear layer, as a
+            whole model of mmpretrain.
+        outer_taps: What becomes of taps that the training never used: ``keep``,
+            ``zero`` or ``crop``, see `trim_kernels`.
+        trained_at: Height and width of the images of that training.
         warm_start: ``pelk`` or ``pelk-`` and the name of an ``arch`` of PeLK, to
             start it from the source's weights; None to keep the model.
     """
@@ -77,6 +88,9 @@ class Options:
     prefix: str | None = None
     in_channels: int | None = None
     official: bool = False
+    classifier: bool = False
+    outer_taps: str = 'keep'
+    trained_at: int = 224
     warm_start: str | None = None
 
 
@@ -117,6 +131,14 @@ def convert_checkpoint(
         raise CheckpointError('there are no released PeLK names to start PeLK under')
     if how.in_channels is not None and how.in_channels < 1:
         raise CheckpointError(f'in_channels {how.in_channels} is not a positive number')
+    if how.outer_taps not in OUTER_TAPS:
+        raise CheckpointError(
+            f'outer_taps {how.outer_taps!r} is not one of {", ".join(OUTER_TAPS)}'
+        )
+    if how.classifier and how.prefix not in (None, BACKBONE):
+        raise CheckpointError(
+            f'a classifier is kept with the prefix {BACKBONE!r}, not {how.prefix!r}'
+        )
     path, content = _read(source)
     try:
         found = select_weights(content, how.ema)
@@ -184,13 +206,17 @@ def _convert(found: Source, how: Options) -> tuple[list[Record], Report]:
         raise CheckpointError('its names are the released ones already')
     if how.official and family not in families():
         raise CheckpointError(f'there are no released {BACKBONE_TYPES[family]} models')
-    if released:
+    if released and how.classifier:
+        keep_classifier(records, family)
+    elif released:
         rename_heads(records, current='mmengine_version' in found.meta)
     prefix = drop_heads(records, how.prefix)
     if released:
         rename_backbone(records, family, from_released)
-        drop_classifier_norm(records)
+    drop_classifier_norm(records, released is not None)
     backbone = infer_backbone({r.name: r.shape for r in in_progress(records)}, family)
+    if is_classifier(records) and 'norm_intermediate_features' not in backbone:
+        backbone |= classifier_outputs(backbone)
     compare_with_backbone(records, backbone)
     if released:  # what the source lacks is reported by its name there
         for record in with_fate(records, Fate.MISSING):
@@ -198,6 +224,16 @@ def _convert(found: Source, how: Options) -> tuple[list[Record], Report]:
     notes = [] if is_plain_prefix(from_prefix) else [_told(from_prefix)]
     if how.in_channels is not None:
         notes += adapt_records(records, backbone, how.in_channels)
+    if how.outer_taps != 'keep':
+        trimmed = trim_kernels(
+            tensors_by_name(in_progress(records)),
+            backbone,
+            how.trained_at,
+            crop=how.outer_taps == 'crop',
+        )
+        backbone = trimmed.backbone
+        notes += trimmed.notes or [_told_nothing(how.trained_at)]
+        replace_tensors(records, trimmed.tensors)
     weights = tensors_by_name(in_progress(records))
     density, densities = _measure_density(weights)
     errors: list[float] = []
@@ -232,6 +268,10 @@ def _told(prefix: str) -> str:
     return f'the backbone is under {prefix} (--from-prefix {prefix})'
 
 
+def _told_nothing(image: int) -> str:
+    return f'images of {image} x {image} use all taps of its kernels'
+
+
 def _fitting_cfg(
     text: Any, records: list[Record], report: Report, how: Options
 ) -> str | None:
@@ -243,7 +283,7 @@ def _fitting_cfg(
     plain = is_plain_prefix(report.prefix) and not report.released
     if not isinstance(text, str) or not fits or not plain:
         return None
-    if how.warm_start:
+    if how.warm_start or how.outer_taps == 'crop':
         return adjust_backbone(text, report.backbone)
     if how.in_channels is not None:
         in_channels = report.backbone.get('in_channels', 3)

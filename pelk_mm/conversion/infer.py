@@ -43,6 +43,16 @@ def infer_backbone(shapes: Shapes, family: str) -> dict[str, Any]:
     return cfg
 
 
+def classifier_outputs(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a backbone of ConvNeXt's style inside a classifier.
+
+    Args:
+        cfg: Its config, as `infer_backbone` gives it where there are no output norms.
+    """
+    last = len(stage_settings(cfg)['depths']) - 1
+    return dict(out_indices=(last,), output_norms=False)
+
+
 def build_backbone(cfg: dict[str, Any]) -> backbones.LargeKernelBackbone:
     """Build the backbone of a config on the meta device, shapes without memory.
 

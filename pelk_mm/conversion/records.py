@@ -28,6 +28,9 @@ from .warm_start import WarmStart
 
 BACKBONE = 'backbone.'
 
+#: What the names of a classifier's linear layer in mmpretrain start with.
+LINEAR_LAYER = 'head.fc.'
+
 #: Norms of the outputs, which classification models do not have.
 _OUTPUT_NORMS = tuple(f'norm{stage}.' for stage in range(10))
 
@@ -220,23 +223,76 @@ def drop_heads(records: list[Record], prefix: str | None) -> str:
     return prefix
 
 
-def drop_classifier_norm(records: list[Record]) -> None:
+def is_classifier(records: Iterable[Record], kept: bool = True) -> bool:
+    """Whether there is the linear layer of a model of mmpretrain.
+
+    Args:
+        records: All records.
+        kept: Whether only one that the result has counts.
+    """
+    fates = [Fate.CONVERTED] if kept else list(Fate)
+    return any(
+        r.in_head and r.fate in fates and r.name.startswith(LINEAR_LAYER)
+        for r in records
+    )
+
+
+def keep_classifier(records: list[Record], family: str) -> None:
+    """Give a released classifier's own tensors the names that mmpretrain's models have.
+
+    SLaK's norm is the neck's, `PooledLayerNorm`, after the mean over the last map.
+    RepLKNet's comes before the mean, as the norm of its last output.
+
+    Args:
+        records: All records, by released names.
+        family: ``slak`` or ``replknet``.
+
+    Raises:
+        CheckpointError: If it has no linear layer.
+    """
+    stages = {
+        r.name.split('.')[1] for r in records if re.match(r'stages\.\d+\.', r.name)
+    }
+    norm = 'neck.' if family == 'slak' else f'stages.{len(stages) - 1}.norm.'
+    for record in in_progress(records):
+        part, _, end = record.name.partition('.')
+        if part == 'norm':
+            record.name, record.in_head = norm + end, family == 'slak'
+        elif part == 'head':
+            record.name, record.in_head = LINEAR_LAYER + end, True
+    if not is_classifier(records):
+        raise CheckpointError('it has no classifier to keep; leave out --classifier')
+
+
+def drop_classifier_norm(records: list[Record], released: bool) -> None:
     """Drop the norm of a classifier that is named like one of the outputs.
 
     mmpretrain gives the last stage of a RepLKNet an output norm and puts the
-    classifier's there. Where every stage has one, or where there are heads that were
-    trained on it, the norms are the outputs' own.
+    classifier's there, and so do our pre-training configs. Where every stage has one,
+    or where heads that were trained on it are kept, the norms are the outputs' own.
+
+    Args:
+        records: All records.
+        released: Whether the source has the released names, among which a backbone
+            alone is a classifier's too.
     """
+    if is_classifier(records) or not (released or is_classifier(records, kept=False)):
+        return
     body = in_progress(records)
     stages = {r.name.split('.')[1] for r in body if r.name.startswith('stages.')}
     norms = [r for r in body if re.match(r'norm\d+\.', r.name)]
     last = f'norm{len(stages) - 1}.'
-    if all(r.name.startswith(last) for r in norms) and not has_heads(records):
+    if all(r.name.startswith(last) for r in norms) and not has_dense_heads(records):
         for record in norms:
             record.settle(
                 Fate.DROPPED,
                 "the classifier's norm, which mmpretrain names like an output's",
             )
+
+
+def has_dense_heads(records: list[Record]) -> bool:
+    """Whether the source has heads that were trained on the norms of the outputs."""
+    return has_heads(records) and not is_classifier(records, kept=False)
 
 
 def has_heads(records: Iterable[Record]) -> bool:
@@ -280,15 +336,21 @@ def compare_with_backbone(records: list[Record], backbone: dict[str, Any]) -> No
             record.expected = expected[name]
     norms = {name for name in expected if name.startswith(_OUTPUT_NORMS)}
     # Heads were trained on the norms' outputs: without them the source is damaged.
-    is_classifier = norms.isdisjoint(body) and not has_heads(records)
+    without_norms = norms.isdisjoint(body) and not has_dense_heads(records)
     for name in (name for name in expected if name not in body):
         reason = ''
-        if is_classifier and name in norms:
+        if without_norms and name in norms:
             reason = 'an output norm, which a classifier does not have'
         elif name.endswith('num_batches_tracked'):
             reason = 'a counter that checkpoints before PyTorch 0.4 lack'
         fate = Fate.INITIAL if reason else Fate.MISSING
         records.append(Record(name, fate=fate, reason=reason))
+
+
+def replace_tensors(records: list[Record], tensors: Mapping[str, Tensor]) -> None:
+    """Give tensors of the backbone other values, by name."""
+    for record in in_progress(records):
+        record.tensor = tensors.get(record.name, record.tensor)
 
 
 def replace_by_pelk(records: list[Record], start: WarmStart) -> list[Record]:

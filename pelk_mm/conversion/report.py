@@ -13,6 +13,7 @@ from rich.progress import track
 
 from pelk_mm.checkpoints.files import Item, write_output
 from pelk_mm.checkpoints.misfit import shorten
+from pelk_mm.config_types import type_name
 
 #: Defaults of the arguments of backbones that weights depend on.
 _DEFAULTS: dict[str, Any] = dict(
@@ -21,6 +22,7 @@ _DEFAULTS: dict[str, Any] = dict(
     layer_scale_init_value=1e-6,
     small_kernel_merged=False,
     norm_intermediate_features=False,
+    output_norms=True,
 )
 
 #: How many names of a list are shown; a JSON report has all of them.
@@ -113,22 +115,27 @@ def fitting_configs(report: Report, folder: Path) -> list[str]:
 
     Args:
         report: The conversion; of a whole model only configs with its heads fit.
-        folder: Folder of configs named ``{head}_{backbone}_{size}_{data}.py``.
+        folder: Folder of configs named ``{head}_{backbone}_{size}_{data}.py``, those of
+            classifiers ``pretrain/{backbone}_{size}_....py``.
     """
     heads = {name.split('.')[0] for name in report.converted} if report.whole else set()
     fitting = []
-    for path in sorted(folder.glob(f'*_{report.backbone["type"].lower()}_*.py')):
+    family = report.backbone['type'].lower()
+    paths = [*folder.glob(f'*_{family}_*.py'), *folder.glob(f'pretrain/{family}_*.py')]
+    for path in sorted(paths):
         model = Config.fromfile(path, import_custom_modules=False).model
         if _sizes(model.backbone) == _sizes(report.backbone) and heads <= set(model):
-            fitting.append(str(Path(folder.name) / path.name))
+            fitting.append(str(Path(folder.name) / path.relative_to(folder)))
     return fitting
 
 
 def _sizes(backbone: Mapping[str, Any]) -> str:
     """The part of a config that weights depend on, a list written as a tuple is."""
     cfg = _DEFAULTS | dict(backbone)
-    has_norm = backbone.get('norm_cfg', backbone['type'] != 'PeLK') is not None
+    is_pelk = type_name(backbone['type']) == 'PeLK'
+    has_norm = backbone.get('norm_cfg', not is_pelk) is not None
     cfg['layer_scale_init_value'] = bool(cfg['layer_scale_init_value'])
+    cfg['type'] = type_name(cfg['type'])
     return json.dumps([has_norm, *(cfg[key] for key in ('type', 'arch', *_DEFAULTS))])
 
 

@@ -145,7 +145,7 @@ def start_pelk(
 def _target(backbone: dict[str, Any], arch: str) -> dict[str, Any]:
     """Config of the PeLK that is started."""
     source = stage_settings(backbone)
-    same = ('in_channels', 'layer_scale_init_value', 'out_indices')
+    same = ('in_channels', 'layer_scale_init_value', 'out_indices', 'output_norms')
     target = dict(type='PeLK') | {k: backbone[k] for k in same if k in backbone}
     if not arch:
         settings = {key: source[key] for key in ('channels', 'depths', 'kernel_sizes')}

@@ -2,7 +2,12 @@
 
 from .bfloat16 import Bfloat16OptimWrapper
 from .checkpoint_hook import SafeCheckpointHook
-from .config_edit import set_crop_size, set_num_classes
+from .config_edit import (
+    set_accumulation,
+    set_crop_size,
+    set_max_epochs,
+    set_num_classes,
+)
 from .data_check import SegDataCheckHook
 from .finite_loss import FiniteLossHook
 from .layer_decay import LargeKernelLayerDecayOptimizerConstructor
@@ -17,6 +22,8 @@ __all__ = [
     'RankDataHook',
     'SafeCheckpointHook',
     'SegDataCheckHook',
+    'set_accumulation',
     'set_crop_size',
+    'set_max_epochs',
     'set_num_classes',
 ]

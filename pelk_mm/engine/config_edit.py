@@ -140,6 +140,83 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
             cfg['scale'] = scale
 
 
+def _positive(value: Any, name: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f'{name} {value!r} must be a positive integer')
+    return value
+
+
+def set_max_epochs(cfg: Any, max_epochs: int) -> None:
+    """Set the length of a training that counts epochs, and where its schedule ends.
+
+    Args:
+        cfg: A `Config`, or ``_base_`` in a config file; it is changed in place. Warm-up
+            keeps its length; every entry of ``param_scheduler`` that ended with the
+            training does so again.
+        max_epochs: The number of epochs.
+
+    Raises:
+        ValueError: If it is not a positive integer, if the training counts no epochs,
+            or if part of the schedule would begin after its end.
+    """
+    _positive(max_epochs, 'max_epochs')
+    train_cfg = cfg.get('train_cfg') or {}
+    if 'max_epochs' not in train_cfg:
+        raise ValueError('train_cfg has no max_epochs: the training counts iterations')
+    before = train_cfg['max_epochs']
+    schedulers = cfg.get('param_scheduler') or []
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        if scheduler.get('end') != before:
+            continue
+        if scheduler.get('begin', 0) >= max_epochs:
+            raise ValueError(
+                f'max_epochs {max_epochs} ends before {scheduler["type"]} of '
+                f'param_scheduler begins, at epoch {scheduler["begin"]}'
+            )
+        scheduler['end'] = max_epochs
+    train_cfg['max_epochs'] = max_epochs
+    if 'max_epochs' in cfg:
+        cfg['max_epochs'] = max_epochs
+
+
+def set_accumulation(cfg: Any, accumulative_counts: int) -> None:
+    """Set over how many iterations gradients are summed, and all that depends on it.
+
+    That is the batch that ``auto_scale_lr`` compares with, which mmengine counts per
+    iteration, so that the images of a step which the learning rate is meant for stay
+    the same; and, where it followed the steps before, the interval of ``EMAHook``.
+
+    Args:
+        cfg: A `Config`, or ``_base_`` in a config file; it is changed in place.
+        accumulative_counts: The number of iterations; 1 for no accumulation.
+
+    Raises:
+        ValueError: If it is not a positive integer, if there is no ``optim_wrapper``,
+            or if the images of a step are no multiple of it.
+    """
+    new = _positive(accumulative_counts, 'accumulative_counts')
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        raise ValueError('there is no optim_wrapper that would accumulate gradients')
+    before = wrapper.get('accumulative_counts', 1)
+    scale = cfg.get('auto_scale_lr') or {}
+    if 'base_batch_size' in scale:
+        images = scale['base_batch_size'] * before
+        if images % new:
+            raise ValueError(
+                f'accumulative_counts {new} does not divide the {images} images of a '
+                'step that the learning rate is meant for'
+            )
+        scale['base_batch_size'] = images // new
+    hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
+    for hook in _dicts(hooks):
+        if _type_name(hook) == 'EMAHook' and hook.get('interval', 1) == before:
+            hook['interval'] = new
+    wrapper['accumulative_counts'] = new
+    if 'accumulative_counts' in cfg:
+        cfg['accumulative_counts'] = new
+
+
 def crop_sizes(cfg: Any) -> dict[str, Size]:
     """Sizes that `set_crop_size` would make equal, by their place in the config."""
     test_cfg = entry(cfg, 'model', 'test_cfg')

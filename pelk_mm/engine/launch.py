@@ -5,10 +5,12 @@ import errno
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from torch import distributed
@@ -76,6 +78,27 @@ def find_tool(framework: str, tool: str) -> Path:
         f'{framework} in {package} has no tools/{tool}.py; install '
         f'{" or ".join(FRAMEWORKS[framework])} from its wheel'
     )
+
+
+def require_importable(framework: str) -> None:
+    """Raise a `LaunchError` if the models of a framework cannot be imported.
+
+    mmpretrain's import torchvision, whose compiled part fits one torch, and, where
+    pycocotools and transformers are installed, models that no present transformers has
+    the parts of.
+    """
+    if framework != 'mmpretrain':
+        return
+    try:
+        import_module('mmpretrain.models')
+    except Exception as error:  # of either package, whatever it raises
+        major, minor = torch.__version__.split('.')[:2]
+        fitting = f'torchvision==0.{int(minor) + 15}.*' if major == '2' else ''
+        raise LaunchError(
+            f'mmpretrain cannot be imported: {first_line(error)}; for torch '
+            f'{torch.__version__} it needs `pip install {fitting or "torchvision"}`, '
+            'and an environment without transformers (`pip uninstall transformers`)'
+        ) from error
 
 
 def _data_roots(node: Any) -> Iterator[str]:
@@ -215,6 +238,7 @@ def hand_over(tool: str) -> None:
             if 'default_scope' not in cfg:
                 settings.append(f'default_scope={framework}')
         path = find_tool(framework, tool)
+        require_importable(framework)
         if config is not None and args.launcher == 'pytorch' and get_device() == 'cpu':
             settings += join_cpu_ranks(cfg)
     except (LaunchError, ConfigError) as error:

@@ -6,6 +6,7 @@ from .depthwise import DepthwiseConv2d, add_centred
 from .norm import LayerNorm2d, batch_norms, is_batch_norm
 from .peripheral import PartialPeripheralConv2d, PeripheralConv2d
 from .pointwise import PointwiseConv2d, PointwiseLinear, lay_out, pack_pointwise, relu
+from .pooled_norm import PooledLayerNorm
 from .reparam import ReparamDepthwise, large_and_small, stripes_and_small
 from .replknet_block import ConvFFN, RepLKBlock
 from .sharing_grid import check_kernel_size, check_sharing_grid, make_sharing_grid
@@ -20,6 +21,7 @@ __all__ = [
     'PeripheralConv2d',
     'PointwiseConv2d',
     'PointwiseLinear',
+    'PooledLayerNorm',
     'RepLKBlock',
     'ReparamDepthwise',
     'add_centred',

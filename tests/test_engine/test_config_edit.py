@@ -3,7 +3,12 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from pelk_mm.engine import set_crop_size, set_num_classes
+from pelk_mm.engine import (
+    set_accumulation,
+    set_crop_size,
+    set_max_epochs,
+    set_num_classes,
+)
 from pelk_mm.engine.config_edit import crop_sizes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -182,3 +187,51 @@ def test_whole_inference_keeps_its_mode():
     set_crop_size(cfg, 96)
     assert cfg.model.test_cfg == dict(mode='whole')
     assert cfg.model.data_preprocessor.size == (96, 96)
+
+
+def test_length_of_a_training_that_counts_epochs():
+    cfg = load('pretrain/pelk_t_300e_in1k')
+    set_max_epochs(cfg, 90)
+    assert cfg.train_cfg.max_epochs == cfg.max_epochs == 90
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.begin, warm_up.end, decay.begin, decay.end) == (0, 20, 20, 90)
+    with pytest.raises(ValueError, match='max_epochs 20 ends before CosineAnnealingLR'):
+        set_max_epochs(cfg, 20)
+    with pytest.raises(ValueError, match='max_epochs 0 must be a positive integer'):
+        set_max_epochs(cfg, 0)
+    with pytest.raises(ValueError, match='the training counts iterations'):
+        set_max_epochs(load('upernet_pelk_t_ade20k'), 3)
+
+
+def test_milestones_end_with_the_training():
+    cfg = load('fcos_replknet_31b_coco')
+    set_max_epochs(cfg, 12)
+    assert cfg.param_scheduler[1].end == 12
+    assert cfg.param_scheduler[0].end == 500  # iterations of warm-up
+
+
+@pytest.mark.parametrize('new', [1, 2, 8])
+def test_accumulation_and_what_depends_on_it(new):
+    cfg = load('pretrain/pelk_t_300e_in1k')
+    before = Config.fromfile(cfg.filename)
+    set_accumulation(cfg, new)
+    assert cfg.optim_wrapper.accumulative_counts == new
+    assert cfg.default_hooks.ema.interval == new
+    assert cfg.auto_scale_lr.base_batch_size == 4096 // new
+    assert cfg.optim_wrapper.optimizer == before.optim_wrapper.optimizer
+
+
+def test_accumulation_where_there_was_none():
+    cfg = load('upernet_pelk_t_ade20k')
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(type='EMAHook', interval=7)]
+    set_accumulation(cfg, 4)
+    assert cfg.optim_wrapper.accumulative_counts == 4
+    assert cfg.auto_scale_lr.base_batch_size == 4
+    # The first followed every step, the second had an interval of its own.
+    assert [hook.get('interval') for hook in cfg.custom_hooks] == [4, 7]
+    with pytest.raises(ValueError, match='3 does not divide the 16 images of a step'):
+        set_accumulation(cfg, 3)
+    with pytest.raises(ValueError, match='accumulative_counts 0 must be a positive'):
+        set_accumulation(cfg, 0)
+    with pytest.raises(ValueError, match='there is no optim_wrapper'):
+        set_accumulation(Config(), 2)

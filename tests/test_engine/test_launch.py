@@ -16,6 +16,7 @@ from pelk_mm.engine.launch import (
     require_data_roots,
     require_entries,
     require_framework,
+    require_importable,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -348,3 +349,29 @@ def test_a_full_disk_is_one_line(raised, ends, monkeypatch, tmp_path):
         SystemExit if ends else OSError, match=match if ends else 'such'
     ):
         hand_over('train')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ModuleNotFoundError("No module named 'torchvision'"),
+        RuntimeError('operator torchvision::nms does not exist'),
+        TypeError('NoneType takes no arguments'),
+    ],
+)
+def test_mmpretrain_that_cannot_be_imported(error, monkeypatch):
+    """Without torchvision, with another torch's, and next to transformers."""
+
+    def fail(name):
+        assert name == 'mmpretrain.models'
+        raise error
+
+    monkeypatch.setattr(launch, 'import_module', fail)
+    monkeypatch.setattr(launch.torch, '__version__', '2.13.0+cpu')
+    require_importable('mmseg')
+    with pytest.raises(LaunchError, match='cannot be imported') as raised:
+        require_importable('mmpretrain')
+    message = str(raised.value)
+    assert str(error) in message
+    assert '`pip install torchvision==0.28.*`' in message
+    assert '`pip uninstall transformers`' in message

@@ -1,0 +1,4 @@
+# SLaK-B on ImageNet-1K in 120 epochs. Nothing else changes.
+_base_ = './slak_b_300e_in1k.py'
+
+__import__('pelk_mm').engine.set_max_epochs(_base_, 120)

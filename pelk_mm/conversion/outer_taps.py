@@ -144,14 +144,15 @@ def _kernels(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
 def _trim_dense(kernel: Tensor, used: int, crop: bool) -> Tensor:
     """Trim kernels of shape (..., kh, kw)."""
     edges = [max(0, (size - used) // 2) for size in kernel.shape[-2:]]
-    inside = tuple(
+    rows, columns = (
         slice(edge, size - edge)
         for edge, size in zip(edges, kernel.shape[-2:], strict=True)
     )
+    inside = kernel[..., rows, columns]
     if crop:
-        return kernel[(..., *inside)].clone()
+        return inside.clone()
     trimmed = torch.zeros_like(kernel)
-    trimmed[(..., *inside)] = kernel[(..., *inside)]
+    trimmed[..., rows, columns] = inside
     return trimmed
 
 

@@ -138,9 +138,8 @@ class PartialPeripheralConv2d(ReparamDepthwise):
         It does where nothing comes between the convolution and the channels' places.
         """
         only, *others = self.children()
-        return not others and isinstance(
-            getattr(only, 'norm', None), nn.Identity | None
-        )
+        norm = getattr(only, 'norm', None)
+        return not others and (norm is None or isinstance(norm, nn.Identity))
 
     def forward(self, x: Tensor, *args: Tensor) -> Tensor:
         """Mix ``x`` of shape (N, C, H, W); the shape stays.

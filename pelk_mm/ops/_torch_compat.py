@@ -27,13 +27,19 @@ _function_modes = _find('_C._len_torch_function_stack')
 #: Depth of torch.func transforms, or None.
 _transform_level = _find('_C._functorch.maybe_current_level')
 _profiler_enabled = _find('autograd._profiler_enabled')
-#: Hooks that all modules call before and after their forward pass.
-_global_hooks = [
-    _find('nn.modules.module._global_forward_pre_hooks'),
-    _find('nn.modules.module._global_forward_hooks'),
-]
+#: Hooks that all modules call before and after their forward pass, by number.
+_global_pre_hooks = _find('nn.modules.module._global_forward_pre_hooks')
+_global_hooks = _find('nn.modules.module._global_forward_hooks')
 #: Its `_current_level` is -1 outside of forward-mode differentiation.
 _forward_mode = _find('autograd.forward_ad')
+
+
+def under_autocast(kind: str) -> bool:
+    """Whether autocast is on for a type of device; meta has none."""
+    # torch cannot be asked for devices without it, nor PyTorch 2.6 whether it has it
+    # while it compiles.
+    known = kind in ('cpu', 'cuda', 'xpu') or torch.amp.is_autocast_available(kind)
+    return known and torch.is_autocast_enabled(kind)
 
 
 def is_traced() -> bool:
@@ -59,7 +65,9 @@ def in_forward_mode() -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks of all modules may keep what a module takes or returns."""
-    return any(hooks is None or len(hooks) > 0 for hooks in _global_hooks)
+    if _global_pre_hooks is None or _global_hooks is None:
+        return True
+    return bool(_global_pre_hooks or _global_hooks)
 
 
 #: oneDNN's matrix product with a bias, and the layout of its own for weights.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import operators
-from ._torch_compat import in_forward_mode, is_watched
+from ._torch_compat import in_forward_mode, is_watched, under_autocast
 from .backends.base import Backend, Passes
 from .choose import (
     BACKENDS,
@@ -24,12 +24,6 @@ from .problem import Problem, dtype_name
 from .switch import is_plain
 
 # ------------------------------------------------------------------------- checks
-
-
-def _under_autocast(x: Tensor) -> bool:
-    """Whether autocast is on; torch cannot be asked for devices without it (meta)."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _check(
@@ -64,7 +58,7 @@ def _check(
             raise ValueError(
                 f'{name} is on {tensor.device} and x on {x.device}; move one of them'
             )
-        if tensor.dtype != x.dtype and not _under_autocast(x):
+        if tensor.dtype != x.dtype and not under_autocast(x.device.type):
             raise ValueError(
                 f'{name} is {tensor.dtype} and x is {x.dtype}; convert one of them or '
                 'run under torch.autocast'
@@ -89,7 +83,7 @@ def _check_grid(weight: Tensor, sharing_grid: Sequence[int]) -> None:
             f'(C, {cells}, {cells}), not {tuple(weight.shape)}'
         )
     if any(
-        not isinstance(size, int | torch.SymInt) or size < 1 for size in sharing_grid
+        not isinstance(size, (int, torch.SymInt)) or size < 1 for size in sharing_grid
     ):
         raise ValueError(
             f'sharing_grid {list(sharing_grid)} has a cell that is no positive integer'
@@ -109,7 +103,7 @@ def _autocast(x: Tensor) -> Tensor:
 
     The weights stay as they are: sums are kept in float32 in any case.
     """
-    if _under_autocast(x) and x.dtype != torch.float64:
+    if under_autocast(x.device.type) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 

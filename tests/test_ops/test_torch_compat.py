@@ -32,7 +32,7 @@ def call():
 
 @pytest.mark.parametrize('name', FOUND)
 def test_this_torch_has_all_of_them(name):
-    assert len(FOUND) == 8
+    assert len(FOUND) == 10
     assert getattr(_torch_compat, name) is not None
     assert hasattr(torch.autograd.forward_ad, '_current_level')
 
@@ -158,7 +158,8 @@ def test_nothing_is_watched_by_default():
 
 
 @pytest.mark.parametrize(
-    'name', [n for n in FOUND if n != '_forward_mode' and 'onednn' not in n]
+    'name',
+    [n for n in FOUND if not any(m in n for m in ('_forward_mode', 'onednn', 'hooks'))],
 )
 def test_without_one_of_them_calls_go_through_the_dispatcher(monkeypatch, name):
     expected = call()
@@ -166,6 +167,13 @@ def test_without_one_of_them_calls_go_through_the_dispatcher(monkeypatch, name):
     assert _torch_compat.is_watched()
     torch.manual_seed(0)
     assert torch.equal(call(), expected)
+
+
+@pytest.mark.parametrize('name', [n for n in FOUND if 'hooks' in n])
+def test_without_one_of_them_hooks_are_taken_to_be_there(monkeypatch, name):
+    assert not _torch_compat.has_global_hooks()
+    monkeypatch.setattr(_torch_compat, name, None)
+    assert _torch_compat.has_global_hooks()
 
 
 def test_without_its_level_forward_mode_is_taken_to_be_on(monkeypatch):

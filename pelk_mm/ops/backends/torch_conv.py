@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch_compat import under_autocast
 from ..problem import Problem
 from .base import TorchBackend, dense_kernel
 
@@ -121,10 +122,6 @@ def _without_autocast(problem: Problem) -> contextlib.AbstractContextManager:
     Not where a tracer may record it: there the operands have autocast's type already.
     """
     device = problem.device
-    if (
-        not problem.plain
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
+    if not problem.plain and under_autocast(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

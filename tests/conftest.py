@@ -58,7 +58,7 @@ def one_thread():
 def open_sizes():
     """Options of `torch.export.export` with which our models leave sizes open."""
     if DEFERRED not in signature(torch.export.export).parameters:
-        pytest.skip(f'PyTorch {torch.__version__} cannot leave their sizes open')
+        pytest.skip(f'the tracers of PyTorch {torch.__version__} are too old for this')
     return {DEFERRED: True}
 
 

@@ -176,11 +176,11 @@ def export_onnx(
     """
     out = Path(out)
     require_packages()
-    if dynamic:
-        _require_open_sizes()
     check_onnx_path(out, force)
     least = MIN_OPEN_SIDE if dynamic else MIN_SIDE
     _require_side(shape, least)
+    if dynamic:
+        _require_open_sizes()
     framework = find_framework(cfg)
     if framework not in ('mmseg', 'mmdet'):
         raise CheckpointError(

@@ -1,5 +1,6 @@
 """Damage of what tools read beside checkpoints: JSON, YAML, configs, logs, images."""
 
+import copy
 import json
 import random
 import struct
@@ -65,7 +66,8 @@ def mutate_json(rng: random.Random, text: str) -> bytes:
         node, key = rng.choice(slots)
         kind = rng.randrange(5)
         if kind <= 1:
-            node[key] = rng.choice(VALUES)
+            # A copy: what goes into it would be there in all later cases.
+            node[key] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 2:
             del node[key]
         elif kind == 3 and isinstance(node, list):

@@ -1,11 +1,13 @@
 """Damaged configs, annotations, images and logs: one sentence, and nothing else."""
 
 import json
+import random
 
 import pytest
 
 from .hostile_texts import JSON_CONFIG, Texts, text_tasks
 from .hostile_tools import make_data, quiet_environment
+from .mutate_texts import mutate_json
 from .watched import watch, with_baselines
 
 
@@ -49,3 +51,10 @@ def test_who_reads_texts(texts, tmp_path):
 @pytest.mark.parametrize('part', range(4))
 def test_who_reads_texts_on_two_thousand_files(texts, tmp_path, part):
     require_harmless(texts, range(500 * part, 500 * (part + 1)), tmp_path)
+
+
+def test_a_case_is_the_same_whatever_came_before():
+    text = json.dumps(JSON_CONFIG)
+    first = [mutate_json(random.Random(n), text) for n in range(200)]
+    again = [mutate_json(random.Random(n), text) for n in reversed(range(200))]
+    assert first == again[::-1]

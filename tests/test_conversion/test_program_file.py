@@ -94,8 +94,8 @@ def test_pickle_in_place_of_the_inputs(program, tmp_path):
     with pytest.raises(Exception, match=r'(?i)weights|unpickl'):
         load_program(path)
     assert not marker.exists()
-    # What there is to guard against; torch then stumbles over its own warning.
-    with contextlib.suppress(TypeError):
+    # What there is to guard against; torch then stumbles over what it has read.
+    with contextlib.suppress(TypeError, AssertionError):
         torch.export.load(path)
     assert marker.exists()
 

@@ -245,6 +245,7 @@ def test_torch_compile_notices_the_switch(kind):
     assert ours == [True, False]
 
 
+@pytest.mark.usefixtures('open_sizes')
 def test_the_switch_within_compiled_code():
     torch.compiler.reset()
     layer, x = Layer(KINDS['shared']), torch.randn(2, 4, 10, 7)

@@ -285,7 +285,11 @@ def _channel_padding(channels: int) -> int:
 def _pad_channels(x: Tensor) -> Tensor:
     """Append channels of zeros until there is a vector of them."""
     padding = _channel_padding(x.shape[1])
-    return F.pad(x, (0, 0, 0, 0, 0, padding)) if padding else x
+    if not padding:
+        return x
+    # torch.nn.functional.pad refuses maps of no pixels in PyTorch 2.6.
+    count, _, *size = x.shape
+    return torch.cat((x, x.new_zeros(count, padding, *size)), dim=1)
 
 
 def convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

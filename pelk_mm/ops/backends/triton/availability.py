@@ -121,7 +121,8 @@ def capability() -> int:
     if not torch.cuda.is_available():
         return 9
     numbers = range(torch.cuda.device_count())
-    return min(torch.cuda.get_device_capability(number)[0] for number in numbers)
+    found = (torch.cuda.get_device_capability(number)[0] for number in numbers)
+    return min(found, default=9)
 
 
 def launch(

@@ -168,16 +168,18 @@ def _mutate_once(rng: random.Random, content: Any, marker: str) -> Any:
         slots = _slots({k: v for k, v in content.items() if k != 'state_dict'})
         if slots:
             node, key = rng.choice(slots)
-            node[key] = rng.choice((*_VALUES, nested(50), cyclic(), torch.zeros(2)))
+            values = (*_VALUES, nested(50), cyclic(), torch.zeros(2))
+            node[key] = copy.deepcopy(rng.choice(values))
     elif kind == 7:
         content.setdefault('meta', {})
         code = f'open({marker!r}, "w")\nmodel = dict()'
         key = rng.choice(('config', 'cfg', 'CLASSES', 'dataset_meta', 'iter', 'hook'))
         if isinstance(content['meta'], dict):
-            content['meta'][key] = rng.choice((code, *_VALUES))
+            content['meta'][key] = copy.deepcopy(rng.choice((code, *_VALUES)))
     elif kind == 8:
         key = rng.choice(list(content))
-        content[key] = rng.choice((*_VALUES, nested(200), cyclic(), torch.zeros(3)))
+        values = (*_VALUES, nested(200), cyclic(), torch.zeros(3))
+        content[key] = copy.deepcopy(rng.choice(values))
     elif kind == 9:
         content['sparsity'] = rng.choice(
             (

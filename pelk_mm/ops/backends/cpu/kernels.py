@@ -15,7 +15,6 @@ import functools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...layout import has_dense_planes, memory_format

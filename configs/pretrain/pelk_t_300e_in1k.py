@@ -1,5 +1,5 @@
-# PeLK-T on ImageNet-1K: 82.6 top-1 in the paper. The paper leaves its recipe
-# to SLaK's, whose drop path it gets too.
+# PeLK-T on ImageNet-1K: 82.6 top-1 in the paper. The recipe is SLaK's, drop path
+# included.
 _base_ = [
     '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet.py',

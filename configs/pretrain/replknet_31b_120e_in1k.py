@@ -1,4 +1,4 @@
-# RepLKNet-31B on ImageNet-1K in 120 epochs; a shorter training needs less drop path, and
+# RepLKNet-31B on ImageNet-1K in 120 epochs; a shorter training needs less drop path,
 # how much less is our choice.
 _base_ = './replknet_31b_300e_in1k.py'
 

@@ -88,7 +88,9 @@ def test_upload_click_and_bad_file(
         overlays = [wait_for(first(f'#overlay-{i} img')) for i in (0, 1)]
         wait_for(lambda _: overlays[0].get_property('naturalWidth') == 5 * 96)
         legend = browser.find_element(By.ID, 'legend-0').text
-        assert 'tree & <b>bush</b>' in legend
+        labels = segmenter.predict(image).labels
+        for name in (segmenter.classes[i] for i in np.unique(labels)):
+            assert name in legend
         assert ' s on cpu, 96 x 64' in browser.find_element(By.ID, 'caption-1').text
 
         # The pointer at three quarters of the height and a quarter of the width.

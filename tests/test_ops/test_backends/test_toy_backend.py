@@ -56,7 +56,11 @@ def test_toy_backend_gets_the_numerics_tests(tmp_path, result, right):
     finished = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'toy', '-p', 'no:cacheprovider']
         + [str(CONTRACT), '-k', 'toy and values_gradients'],
-        env=dict(os.environ, PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'),
+        env=dict(
+            os.environ,
+            PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}',
+            PYTEST_ADDOPTS='',  # what it prints is counted
+        ),
         capture_output=True,
         text=True,
         check=False,

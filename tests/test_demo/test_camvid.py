@@ -159,7 +159,7 @@ def test_every_config_and_seed_has_its_result(arguments, results):
     assert 0 <= control.parameters - control.nonzeros < 200  # norms' biases start at 0
     # Our operators compute what the papers count where kernel and weights are dense.
     assert control.multiply_adds == pytest.approx(control.multiply_adds_paper, rel=0.01)
-    assert sparse.multiply_adds != pytest.approx(sparse.multiply_adds_paper, rel=0.01)
+    assert sparse.multiply_adds != pytest.approx(sparse.multiply_adds_paper, rel=1e-3)
     assert all(each.minutes > ITERS * 1e-4 for each in results)
 
 

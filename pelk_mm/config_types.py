@@ -98,11 +98,12 @@ def find_class(kind: Any, scope: str | None = None) -> Any:
     """
     if not isinstance(kind, str):
         return kind
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        try:
+    try:
+        with MODELS.switch_scope_and_registry(scope) as registry:
             return registry.get(kind)
-        except RuntimeError:  # how mmengine says that it is not there
-            return None
+    # How mmengine says that it is not there, and importing that its scope is no name.
+    except (RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _types(node: Any) -> Iterator[Any]:

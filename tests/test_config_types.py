@@ -29,6 +29,14 @@ def test_name_of_a_type(kind):
     assert type_name(kind) == 'PeLK'
 
 
+@pytest.mark.parametrize(
+    'kind', ['NoNet', 'nowhere.NoNet', '.NoNet', '..', '', 'a b.c']
+)
+@pytest.mark.parametrize('scope', [None, 'mmseg'])
+def test_names_that_mean_no_class(kind, scope):
+    assert find_class(kind, scope) is None
+
+
 def test_class_of_a_type():
     assert find_class(SLaK) is SLaK
     assert find_class('SLaK') is SLaK

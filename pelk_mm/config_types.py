@@ -106,34 +106,33 @@ def find_class(kind: Any, scope: str | None = None) -> Any:
         return None
 
 
-def _types(node: Any) -> Iterator[Any]:
-    """The ``type`` entries of nested config dicts and lists, outermost first."""
-    nodes = deque([node])
-    while nodes:
-        node = nodes.popleft()
-        if isinstance(node, dict):
-            if node.get('type') is not None:
-                yield node['type']
-            nodes.extend(node.values())
-        elif isinstance(node, (list, tuple)):
-            nodes.extend(node)
-
-
-def _require_sizes(model: Any) -> None:
-    """Raise an error if a number in a model's config is beyond any use."""
+def _model_entries(model: Any) -> Iterator[tuple[str, Any]]:
+    """A model's config and all that is nested in it, by name, outermost first."""
     nodes = deque([('model', model)])
     while nodes:
         name, node = nodes.popleft()
-        if isinstance(node, int) and abs(node) > MAX_NUMBER:
-            # Python writes no number of more than some thousand digits.
-            value = node if node.bit_length() < 128 else f'of {node.bit_length()} bits'
-            raise ConfigError(f'{name} is a number beyond {MAX_NUMBER}: {value}')
+        yield name, node
         items: Any = ()
         if isinstance(node, dict):
             items = node.items()
         elif isinstance(node, (list, tuple)):
             items = enumerate(node)
         nodes.extend((f'{name}.{key}', value) for key, value in items)
+
+
+def _types(model: Any) -> Iterator[Any]:
+    """The ``type`` entries of a model's config, outermost first."""
+    kinds = (entry(node, 'type') for _, node in _model_entries(model))
+    return (kind for kind in kinds if kind is not None)
+
+
+def _require_sizes(model: Any) -> None:
+    """Raise an error if a number in a model's config is beyond any use."""
+    for name, node in _model_entries(model):
+        if isinstance(node, int) and abs(node) > MAX_NUMBER:
+            # Python writes no number of more than some thousand digits.
+            value = node if node.bit_length() < 128 else f'of {node.bit_length()} bits'
+            raise ConfigError(f'{name} is a number beyond {MAX_NUMBER}: {value}')
 
 
 def _framework_of(kind: Any, scope: str | None) -> str | None:

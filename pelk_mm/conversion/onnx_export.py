@@ -335,9 +335,14 @@ def _fold(model: nn.Module) -> None:
     fold_conv_modules(model)
 
 
+def can_leave_sizes_open() -> bool:
+    """Whether this torch exports our models for images of any size."""
+    return DEFERRED in inspect.signature(torch.export.export).parameters
+
+
 def _require_open_sizes() -> None:
     """Raise a `CheckpointError` unless this torch can leave sizes open."""
-    if DEFERRED not in inspect.signature(torch.export.export).parameters:
+    if not can_leave_sizes_open():
         raise CheckpointError(
             f'PyTorch {torch.__version__} cannot leave sizes open; export without '
             '--dynamic, or with a newer one (2.13 can)'

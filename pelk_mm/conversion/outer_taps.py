@@ -51,7 +51,11 @@ def used_sizes(backbone: Mapping[str, Any], image: int) -> list[int]:
     Raises:
         CheckpointError: If the image is too small for the backbone.
     """
-    model: Any = build_backbone(dict(backbone)).eval()
+    return _used_sizes(build_backbone(dict(backbone)), backbone, image)
+
+
+def _used_sizes(model: Any, backbone: Mapping[str, Any], image: int) -> list[int]:
+    """`used_sizes` of a backbone that is built already."""
     sizes: list[int] = []
     for stage in model.stages:
         stage.register_forward_hook(
@@ -59,7 +63,7 @@ def used_sizes(backbone: Mapping[str, Any], image: int) -> list[int]:
         )
     channels = backbone.get('in_channels', 3)
     try:
-        model(torch.empty(1, channels, image, image, device='meta'))
+        model.eval()(torch.empty(1, channels, image, image, device='meta'))
     except ValueError as error:
         raise CheckpointError(
             f'its kernels cannot be those of a training at {image} x {image}: {error}'
@@ -91,9 +95,10 @@ def trim_kernels(
             kernels where it is to be cropped.
     """
     settings = stage_settings(backbone)
+    model: Any = build_backbone(backbone)
     changed: dict[str, Tensor] = {}
     notes = []
-    for stage, used in enumerate(used_sizes(backbone, image)):
+    for stage, used in enumerate(_used_sizes(model, backbone, image)):
         size = settings['kernel_sizes'][stage]
         if size <= used:
             continue
@@ -105,7 +110,8 @@ def trim_kernels(
             )
         kept = used
         if backbone['type'] == 'PeLK':
-            trimmed, kept = _trim_shared(tensors, backbone, stage, used, crop)
+            grid = model.stages[stage].sharing_grid
+            trimmed, kept = _trim_shared(tensors, grid, stage, used, crop)
             changed |= trimmed
         changed |= {
             name: _trim_dense(tensor, used, crop)
@@ -170,7 +176,7 @@ def cut_grid(sharing_grid: Sequence[int], used: int) -> list[int]:
 
 def _trim_shared(
     tensors: Mapping[str, Tensor],
-    backbone: dict[str, Any],
+    grid: Sequence[int],
     stage: int,
     used: int,
     crop: bool,
@@ -180,8 +186,6 @@ def _trim_shared(
     Returns:
         Tensors that have changed, by name, and the size up to which taps are kept.
     """
-    model: Any = build_backbone(backbone)
-    grid = model.stages[stage].sharing_grid
     left = cut_grid(grid, used)
     kept = torch.tensor([i for i, size in enumerate(left) if size])
     names = [n for n in _kernels(tensors, stage) if '.large.' in n]

@@ -14,6 +14,7 @@ from camvid_runs import (
     best_checkpoint,
     best_runs,
     build_model,
+    label_maps,
     load_tested,
     predict,
 )
@@ -71,13 +72,7 @@ def _draw_examples(run: Run, path: Path) -> None:
     cfg.test_dataloader.dataset.indices = chosen
     loader = load_tested(cfg)
     examples = [
-        Example(
-            Path(sample['img_path']),
-            *(
-                sample[key]['data'].squeeze().cpu().numpy()
-                for key in ('gt_sem_seg', 'pred_sem_seg')
-            ),
-        )
+        Example(Path(sample['img_path']), *label_maps(sample))
         for _, shown in predict(model, loader)
         for sample in shown
     ]

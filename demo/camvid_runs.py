@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -256,6 +257,14 @@ def predict(model: nn.Module, loader: Sequence[Any]) -> Iterator[tuple[Any, Any]
         yield batch, [sample.to_dict() for sample in model.test_step(batch)]
 
 
+def label_maps(sample: Mapping[str, Any]) -> list[np.ndarray]:
+    """Ground truth and prediction of a sample of `predict`, (H, W) each."""
+    return [
+        sample[key]['data'].squeeze().cpu().numpy()
+        for key in ('gt_sem_seg', 'pred_sem_seg')
+    ]
+
+
 def load_tested(cfg: Config) -> Any:
     """Loader of a config's test images."""
     init_default_scope(cfg.default_scope)
@@ -271,11 +280,7 @@ def score(model: nn.Module, cfg: Config) -> tuple[Scores, RecallBySize]:
     for batch, samples in predict(model, loader):
         metric.process(batch, samples)
         for sample in samples:
-            truth, prediction = (
-                sample[key]['data'].squeeze().cpu().numpy()
-                for key in ('gt_sem_seg', 'pred_sem_seg')
-            )
-            sizes.add(truth, prediction)
+            sizes.add(*label_maps(sample))
     return Scores.of(metric), sizes
 
 

@@ -58,6 +58,11 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         scope = cfg.get('default_scope')
         if not isinstance(scope, (str, NoneType)):
             raise ConfigError(f'default_scope {scope!r:.80} is not a name')
+    except MemoryError as error:  # which is also how Python's parser ends at nesting
+        raise ConfigError(
+            f'config {path} cannot be read: its code is nested too deeply, or there is '
+            'not enough of the memory that it asks for'
+        ) from error
     except (Exception, SystemExit) as error:  # whatever the code of a config raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f'config {path} cannot be read: {lines[0]}') from error
@@ -77,6 +82,16 @@ def entry(node: Any, *keys: str) -> Any:
     for key in keys:
         node = node.get(key) if isinstance(node, (dict, Config)) else None
     return node
+
+
+def section(node: Any, *keys: str) -> dict[str, Any]:
+    """Look up a dict nested in a config, as `entry` does.
+
+    Returns:
+        The dict itself, to read or to change; an empty one where there is none.
+    """
+    found = entry(node, *keys)
+    return found if isinstance(found, dict) else {}
 
 
 def type_name(kind: Any) -> str:

@@ -11,6 +11,7 @@ from pelk_mm.config_types import (
     find_class,
     find_framework,
     read_config,
+    section,
     type_name,
 )
 
@@ -172,6 +173,8 @@ LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(
         ('a.json', '[' * 100_000, 'recursion'),
         ('a.json', '{{"default_scope": ["mmseg"]}}', r"default_scope \['mmseg'\]"),
         ('a.py', 'import sys\nsys.exit(3)', '3'),
+        ('a.py', f'x = {"(" * 50_000}1{")" * 50_000}', 'nested'),
+        ('a.py', 'raise MemoryError', 'not enough of the memory'),
         (
             'a.json',
             f'{{{{"model": {{{{"head": {{{{"num_convs": [1, {2**31}]}}}}}}}}}}}}',
@@ -211,3 +214,11 @@ def test_entries_of_nested_dicts(keys, value):
     assert entry(cfg, *keys) == (value if keys else cfg)
     assert entry(cfg._cfg_dict, *keys) == (value if keys else cfg._cfg_dict)
     assert entry('x', 'a') is None
+
+
+def test_sections_are_dicts_in_place():
+    cfg = Config(dict(a=dict(b=dict(c=3)), word='x', none=None))
+    section(cfg, 'a', 'b')['c'] = 4
+    assert cfg.a.b.c == 4
+    for keys in (('word',), ('none',), ('a', 'x'), ('a', 'b', 'c')):
+        assert section(cfg, *keys) == {}

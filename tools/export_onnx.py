@@ -89,12 +89,13 @@ def parse_args() -> argparse.Namespace:
 def read(args: argparse.Namespace) -> tuple[Any, tuple[int, int]]:
     """The config and the size of the images."""
     from pelk_mm.analysis.from_config import image_shape
+    from pelk_mm.config_types import section
     from pelk_mm.conversion.trained import load_config
 
     cfg = load_config(args.files[0])
     if args.shape:
         return cfg, tuple(args.shape)
-    test_cfg = cfg.model.get('test_cfg') or {}
+    test_cfg = section(cfg.model, 'test_cfg')
     if test_cfg.get('mode') == 'slide' and test_cfg.get('crop_size'):
         height, width = test_cfg['crop_size']
         return cfg, (height, width)

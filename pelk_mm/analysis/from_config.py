@@ -154,7 +154,6 @@ def image_shape(cfg: Config) -> tuple[int, int]:
         return USUAL_SHAPES[framework]
     if framework != 'mmdet':
         return shape
-    preprocessor = cfg.model.get('data_preprocessor') or {}
-    divisor = preprocessor.get('pad_size_divisor') or 1
+    divisor = entry(cfg.model, 'data_preprocessor', 'pad_size_divisor') or 1
     height, width = (ceil(side / divisor) * divisor for side in shape)
     return height, width

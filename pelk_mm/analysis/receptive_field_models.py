@@ -11,7 +11,7 @@ from pelk_mm.backbones import LargeKernelBackbone, RepLKNet
 from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
 from pelk_mm.checkpoints.misfit import COUNTER
 from pelk_mm.checkpoints.weights import check_tensors, select_weights
-from pelk_mm.config_types import find_framework, read_config
+from pelk_mm.config_types import find_framework, read_config, section
 
 from .counting import input_channels
 from .open_backbone import (
@@ -133,7 +133,9 @@ def _preprocessing(cfg: Config, backbone: nn.Module) -> Preprocessing:
             f'the backbone of {cfg.filename} takes images of {channels} channels; the '
             'images here are grey or coloured, of 1 or 3'
         )
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    settings = section(cfg.model, 'data_preprocessor') or section(
+        cfg, 'data_preprocessor'
+    )
     rgb = bool(settings.get('bgr_to_rgb') or settings.get('to_rgb'))
     mean, std = settings.get('mean'), settings.get('std')
     return Preprocessing(

@@ -18,7 +18,7 @@ which has no ``_base_``. A loaded ``Config`` can be changed in the same way.
 from collections.abc import Iterator
 from typing import Any
 
-from pelk_mm.config_types import entry
+from pelk_mm.config_types import entry, section
 
 Size = tuple[int, int]
 
@@ -109,8 +109,7 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
     """
     size = _pair(crop_size, 'crop_size')
     scale = None if scale is None else _pair(scale, 'scale')
-    model = cfg.get('model') or {}
-    preprocessor = model.get('data_preprocessor') or {}
+    preprocessor = section(cfg, 'model', 'data_preprocessor')
     crops = _steps(cfg, ('train_dataloader', 'train_pipeline'), 'RandomCrop')
     if not crops or 'size' not in preprocessor:
         raise ValueError(
@@ -122,7 +121,7 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
     preprocessor['size'] = size
     if 'crop_size' in cfg:
         cfg['crop_size'] = size
-    test_cfg = model.get('test_cfg') or {}
+    test_cfg = section(cfg, 'model', 'test_cfg')
     if 'crop_size' in test_cfg:
         old, stride = test_cfg['crop_size'], test_cfg['stride']
         test_cfg['stride'] = tuple(
@@ -160,12 +159,11 @@ def set_max_epochs(cfg: Any, max_epochs: int) -> None:
             or if part of the schedule would begin after its end.
     """
     _positive(max_epochs, 'max_epochs')
-    train_cfg = cfg.get('train_cfg') or {}
+    train_cfg = section(cfg, 'train_cfg')
     if 'max_epochs' not in train_cfg:
         raise ValueError('train_cfg has no max_epochs: the training counts iterations')
     before = train_cfg['max_epochs']
-    schedulers = cfg.get('param_scheduler') or []
-    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+    for scheduler in _dicts(cfg.get('param_scheduler')):
         if scheduler.get('end') != before:
             continue
         if scheduler.get('begin', 0) >= max_epochs:
@@ -195,11 +193,11 @@ def set_accumulation(cfg: Any, accumulative_counts: int) -> None:
             or if the images of a step are no multiple of it.
     """
     new = _positive(accumulative_counts, 'accumulative_counts')
-    wrapper = cfg.get('optim_wrapper')
+    wrapper = section(cfg, 'optim_wrapper')
     if not wrapper:
         raise ValueError('there is no optim_wrapper that would accumulate gradients')
     before = wrapper.get('accumulative_counts', 1)
-    scale = cfg.get('auto_scale_lr') or {}
+    scale = section(cfg, 'auto_scale_lr')
     if 'base_batch_size' in scale:
         images = scale['base_batch_size'] * before
         if images % new:

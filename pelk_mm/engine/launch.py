@@ -20,6 +20,7 @@ from pelk_mm.config_types import (
     CONFIG_SUFFIXES,
     FRAMEWORKS,
     ConfigError,
+    entry,
     find_framework,
     read_config,
 )
@@ -188,8 +189,7 @@ def join_cpu_ranks(cfg: Config) -> list[str]:
     Returns:
         Settings that its framework's tool needs, for ``--cfg-options``.
     """
-    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
-    seconds = dist_cfg.get('timeout')
+    seconds = entry(cfg, 'env_cfg', 'dist_cfg', 'timeout')
     timeout = None if seconds is None else timedelta(seconds=seconds)
     distributed.init_process_group('gloo', timeout=timeout)
     settings = [f'{path}.type=BN' for path in _synchronised_norms(cfg.model, 'model')]

@@ -235,3 +235,20 @@ def test_accumulation_where_there_was_none():
         set_accumulation(cfg, 0)
     with pytest.raises(ValueError, match='there is no optim_wrapper'):
         set_accumulation(Config(), 2)
+
+
+@pytest.mark.parametrize('wrong', ['', 'text', None, 3])
+def test_other_values_in_the_place_of_dicts(wrong):
+    keys = ('model', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'auto_scale_lr')
+    for cfg in (
+        Config(dict.fromkeys(keys, wrong)),
+        Config(dict(model=dict(data_preprocessor=wrong, test_cfg=wrong))),
+    ):
+        with pytest.raises(ValueError, match='no head in model has num_classes'):
+            set_num_classes(cfg, 2)
+        with pytest.raises(ValueError, match='needs a segmenter with RandomCrop'):
+            set_crop_size(cfg, 64)
+        with pytest.raises(ValueError, match='the training counts iterations'):
+            set_max_epochs(cfg, 3)
+        with pytest.raises(ValueError, match='there is no optim_wrapper'):
+            set_accumulation(cfg, 2)

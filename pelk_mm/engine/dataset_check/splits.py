@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from pelk_mm.checkpoints.files import first_line
-from pelk_mm.config_types import entry, type_name
+from pelk_mm.config_types import entry, section, type_name
 
 from ..config_edit import _dicts, crop_sizes
 from .coco_file import check_coco_file, reads_coco
@@ -149,7 +149,7 @@ def _loading_steps(pipeline: Any) -> list[Any]:
 def _expectation(
     cfg: Config, split: str, node: Any, classes: tuple[str, ...] | None
 ) -> Expected:
-    model = cfg.get('model') or {}
+    model = section(cfg, 'model')
     heads = [
         part
         for key in ('decode_head', 'auxiliary_head')
@@ -157,13 +157,12 @@ def _expectation(
         if 'num_classes' in part
     ]
     losses = [loss for head in heads for loss in _dicts(head.get('loss_decode'))]
-    backbone = model.get('backbone') or {}
     crops = {k: v for k, v in crop_sizes(cfg).items() if k.startswith('RandomCrop')}
     loads = _loading_steps(node.get('pipeline'))
     return Expected(
         classes=None if classes is None else len(classes),
         ignored=heads[0].get('ignore_index', 255) if heads else 255,
-        channels=backbone.get('in_channels', 3),
+        channels=section(model, 'backbone').get('in_channels', 3),
         crop=next(iter(crops.values()), None) if heads and split == 'train' else None,
         tested_at=_tested_at(model, split, node),
         masks=any(step.get('with_mask') for step in loads),
@@ -195,7 +194,7 @@ def _check_whole(
     cfg: Config, split: str, place: str, dataset: Any, part: Part
 ) -> list[Finding]:
     """Check classes and annotation file, before the data set reads the latter."""
-    model = cfg.get('model') or {}
+    model = section(cfg, 'model')
     findings = []
     dense = 'decode_head' in model or 'roi_head' in model or 'bbox_head' in model
     if part.classes is None and dense:

@@ -18,15 +18,9 @@ which has no ``_base_``. A loaded ``Config`` can be changed in the same way.
 from collections.abc import Iterator
 from typing import Any
 
-from pelk_mm.config_types import entry, section
+from pelk_mm.config_types import entry, section, type_name
 
 Size = tuple[int, int]
-
-
-def _type_name(step: Any) -> str:
-    """Name of a transform's ``type``: a name, ``scope.Name`` or a class."""
-    kind = step.get('type') if isinstance(step, dict) else None
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _dicts(node: Any, skip: tuple[str, ...] = ()) -> Iterator[Any]:
@@ -40,9 +34,9 @@ def _dicts(node: Any, skip: tuple[str, ...] = ()) -> Iterator[Any]:
 
 
 def _steps(cfg: Any, keys: tuple[str, ...], kind: str) -> list[Any]:
-    """Transforms of one kind in the given parts of a config, nested ones too."""
+    """Transforms or hooks of one type in parts of a config, nested ones too."""
     parts = [cfg.get(key) for key in keys]
-    return [step for step in _dicts(parts) if _type_name(step) == kind]
+    return [step for step in _dicts(parts) if type_name(step.get('type')) == kind]
 
 
 def _pair(value: Any, name: str) -> Size:
@@ -206,9 +200,8 @@ def set_accumulation(cfg: Any, accumulative_counts: int) -> None:
                 'step that the learning rate is meant for'
             )
         scale['base_batch_size'] = images // new
-    hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
-    for hook in _dicts(hooks):
-        if _type_name(hook) == 'EMAHook' and hook.get('interval', 1) == before:
+    for hook in _steps(cfg, ('default_hooks', 'custom_hooks'), 'EMAHook'):
+        if hook.get('interval', 1) == before:
             hook['interval'] = new
     wrapper['accumulative_counts'] = new
     if 'accumulative_counts' in cfg:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OPS = ROOT / 'pelk_mm' / 'ops'
 LOCKS = ROOT / 'requirements'
 # How the names of packages begin that some builds of torch need and others do not.
-TORCH_PACKAGES = ('torch', 'triton', 'nvidia-', 'cuda-')
+TORCH_PACKAGES = ('torch', 'nvidia-', 'cuda-')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'pelk_mm'
 # What wheels are compiled for, and what names of compiled modules end in.
 PRINT_TAGS = (

@@ -238,7 +238,10 @@ def test_lock_and_a_torch_of_ones_own(recorder, tmp_path, capsys):
     write_locks(tmp_path, torch=TORCH_LOCK, openmmlab=['mmdet==3.3.0'])
     installed = recorder.run('--torch', 'torch==2.13.0+cpu', '--lock')
     assert installed[1] == 'torch==2.13.0+cpu'
-    assert recorder.from_locks == [['ninja==1.0 \\'], ['mmdet==3.3.0 \\']]
+    assert recorder.from_locks == [
+        ['ninja==1.0 \\', 'triton==3.0 \\'],
+        ['mmdet==3.3.0 \\'],
+    ]
     assert 'torch==2.13.0+cpu is not the torch of the lock' in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ Run by `test_triton.py`, in a process of its own: TRITON_INTERPRET has to be set
 triton is imported. By hand, with the whole contract:
 
     cd tests/test_ops/test_backends
-    TRITON_INTERPRET=1 python -m pytest interpreted_triton.py
+    TRITON_INTERPRET=1 python -m pytest -m '' interpreted_triton.py
     TRITON_INTERPRET=1 python -m pytest test_contract.py -k triton
 """
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pelk_mm import ops
+from pelk_mm.backbones import PeLK, RepLKNet, SLaK
 from pelk_mm.ops import choose, reference
 from pelk_mm.ops.backends.triton import availability, plan, variants
 from pelk_mm.ops.backends.triton.backend import Triton
@@ -198,6 +199,33 @@ def test_autocast():
         x.bfloat16().double(), weight.bfloat16().double(), bias.double()
     )
     torch.testing.assert_close(found.double(), wanted, rtol=4e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('family', 'with_cp'),
+    [
+        (PeLK, True),
+        pytest.param(SLaK, False, marks=pytest.mark.slow),
+        pytest.param(RepLKNet, False, marks=pytest.mark.slow),
+    ],
+)
+def test_training_step_of_two_stages(family, with_cp, monkeypatch):
+    arch = dict(channels=[2, 2], depths=[1, 1], kernel_sizes=[7, 5])
+    if family is PeLK:  # it convolves 3 of 8 channels
+        arch |= dict(channels=[8, 8], central_radius=1)
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def step(name):
+        monkeypatch.setenv(choose.ENVIRONMENT_VARIABLE, name)
+        torch.manual_seed(0)
+        model = family(arch=arch, out_indices=(0, 1), with_cp=with_cp).train()
+        loss = sum(out.square().mean() for out in model(images))
+        loss.backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+        return loss.detach(), *(param.detach() for param in model.parameters())
+
+    for found, wanted in zip(step('triton'), step('nchw'), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_kernel_that_fails_is_told_and_not_tried_again(monkeypatch):

@@ -16,6 +16,9 @@ MARGIN_ENTRIES = 100_000
 #: How deep containers may lie in each other.
 MAX_DEPTH = 64
 
+#: What is one entry of its container, and most of what long containers hold.
+_SINGLE = frozenset({str, int, float, bool, type(None)})
+
 
 def allowance(size: int) -> int:
     """Bytes that a file of a size may stand for."""
@@ -78,7 +81,7 @@ def _measure(content: Any) -> tuple[int, int]:
                 )
             open_ids.add(key)
             todo.append((node, True))
-            todo += [(part, False) for part in parts]
+            todo += [(part, False) for part in parts if type(part) not in _SINGLE]
     return known.get(id(content), (1, 0))
 
 

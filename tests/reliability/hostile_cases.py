@@ -85,7 +85,7 @@ def _as_arrays(content: dict) -> dict:
     weights = content.get('state_dict')
     weights = weights if isinstance(weights, dict) else {}
     return {
-        name: np.asarray(tensor)
+        name: np.asarray(tensor.detach())
         if torch.is_tensor(tensor)
         and tensor.layout is torch.strided
         and tensor.device.type == 'cpu'

@@ -67,7 +67,9 @@ def odd_tensor(rng: random.Random, like: Tensor) -> Any:
     if kind == 6:
         return like.to(rng.choice(_DTYPES))
     if kind == 7:
-        return torch.full_like(like, rng.choice((np.nan, np.inf, -np.inf, 1e38)))
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        value = rng.choice((np.nan, np.inf, -np.inf, 1e38))
+        return torch.full_like(like, value, dtype=dtype)
     if kind == 8:
         return rng.choice((like.flatten(), like[None], like.mT if like.ndim > 1 else 0))
     if kind == 9:
@@ -79,7 +81,7 @@ def odd_tensor(rng: random.Random, like: Tensor) -> Any:
     if kind == 12:
         return nested(rng.choice((10, 500)))
     if kind == 13:
-        return torch.nn.Parameter(like.clone())
+        return torch.nn.Parameter(like.clone(), like.is_floating_point())
     if kind == 14:
         return torch.zeros(8)[1:3].as_strided((2, 2), (1, 1))
     return like.flip(0).mul(-1) if like.is_floating_point() and like.ndim else like

@@ -2,10 +2,13 @@
 
 import argparse
 import collections
+import os
 import pickle
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -37,15 +40,48 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class ArrayUnpickler(pickle._Unpickler):  # noqa: TID251 - its guard is below
+#: Python's own, in Python. ArrayUnpickler is its guard.
+_Unpickler = pickle._Unpickler  # noqa: TID251
+
+
+class _Bounded:
+    """A file of which no more is read at once than is left.
+
+    Python would take the memory that a length asks for before it finds less to read.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.readline = file.readline
+        here = file.tell()
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(here)
+
+    def read(self, size: int) -> bytes:
+        if size > 1 << 16:
+            size = min(size, self._end - self._file.tell())
+        return self._file.read(size)
+
+
+class ArrayUnpickler(_Unpickler):
     """Unpickler that calls nothing but what builds arrays and plain containers.
 
     It is the one in Python: of the one in C, six bytes that name a slot of its memo
     demand 32 GiB.
+
+    Args:
+        file: The pickle, open in binary mode at its start; it has to be seekable.
+        **options: As for `pickle.Unpickler`.
     """
 
     #: What may be asked for, by module and name.
     allowed = _ALLOWED
+    # What the inherited methods work with.
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
+    def __init__(self, file: BinaryIO, **options: Any) -> None:
+        super().__init__(_Bounded(file), **options)
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up what the pickle asks for.
@@ -56,6 +92,16 @@ class ArrayUnpickler(pickle._Unpickler):  # noqa: TID251 - its guard is below
         if (module, name) in self.allowed:
             return self.allowed[module, name]
         raise pickle.UnpicklingError(self.refuse(module, name))
+
+    def load_bytearray8(self) -> None:
+        """Read a bytearray; the inherited method allocates before it reads."""
+        (length,) = struct.unpack('<Q', self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
     def refuse(self, module: str, name: str) -> str:
         """Explain why a file is not read; the text goes on from the file's name."""

@@ -82,11 +82,11 @@ def _for_mmengine(content: Any, source: str | Path) -> Any:
         raise CheckpointError(
             f'{source} holds a {type(weights).__name__}, not weights by name'
         )
-    wrong = next((name for name in weights if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise CheckpointError(
-            f'{source} has a tensor under {wrong!r:.80}, which is not a name'
-        )
+    for name in weights:
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f'{source} has a tensor under {name!r:.80}, which is not a name'
+            )
     return content
 
 

@@ -21,7 +21,7 @@ from pelk_mm.conversion.trained import build_model, fill, load_weights
 from pelk_mm.engine.resume import find_fault, find_resume_point
 from pelk_mm.inference.models import _require_weights, dataset_meta
 
-from .watched import Call
+from .watched import Call, start_clock
 
 
 def reader(
@@ -119,6 +119,7 @@ def _in_turn(calls: list[Call]) -> Call:
         for number, each in enumerate(chosen):
             folder = out / str(number)
             folder.mkdir()
+            start_clock()
             try:
                 each.function(file, folder)
             except SystemExit as end:

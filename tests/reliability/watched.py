@@ -129,6 +129,12 @@ def _memory(key: str) -> int:
     raise KeyError(key)
 
 
+def start_clock() -> None:
+    """Give what follows all its time, as to each of several tools in one call."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+
 class Room:
     """Folders that a call sees, and what must stay as it is in them.
 
@@ -183,8 +189,7 @@ def _watch(audit: _Audit, room: Room, case: int, call: Call, file: Path) -> Outc
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     memory = _memory('VmRSS')
     audit.noted = []
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    start_clock()
     started = sum(os.times()[:2])
     ended: Any = 0
     try:

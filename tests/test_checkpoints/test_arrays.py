@@ -23,6 +23,12 @@ def test_pickle(tmp_path, protocol):
     path = tmp_path / 'a.pkl'
     path.write_bytes(pickle.dumps(ARRAYS, protocol))
     assert equal(read_checkpoint(path))
+    memory = bytearray if protocol == 5 else bytes  # of which older ones ask for code
+    large = {'a': np.arange(1 << 15), 'b': memory(1 << 17), 'c': b'abc' * (1 << 16)}
+    path.write_bytes(pickle.dumps(large | {'d': 0}, protocol))
+    found = read_checkpoint(path)
+    assert np.array_equal(found.pop('a'), large.pop('a'))
+    assert found == large | {'d': 0}
 
 
 def test_pickle_of_python_2(tmp_path):

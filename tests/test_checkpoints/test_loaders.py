@@ -26,9 +26,10 @@ def load(path):
             {'state_dict': {3: torch.zeros(1)}},
             'has a tensor under 3, which is no',
         ),
+        ({None: torch.zeros(1)}, 'has a tensor under None, which is no'),
         ({'a': torch.zeros(1).expand(1 << 40)}, 'repeats values'),
     ],
-    ids=['empty', 'cut', 'page', 'int', 'list', 'wrapper', 'name', 'repeated'],
+    ids=['empty', 'cut', 'page', 'int', 'list', 'wrapper', 'name', 'none', 'repeated'],
 )
 def test_one_error_for_whatever_is_wrong(tmp_path, content, reason):
     path = tmp_path / 'a.pth'

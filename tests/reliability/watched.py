@@ -31,6 +31,8 @@ _STARTS = (
     'pty.spawn',
     'socket.connect',
 )
+#: What mmengine asks for its log.
+_USUAL = ['git', 'rev-parse', 'HEAD']
 _CHANGES = ('os.remove', 'os.rename', 'os.mkdir', 'os.symlink', 'os.link', 'os.rmdir')
 _OUT_OF_MEMORY = ('MemoryError', "can't allocate memory", 'not enough memory')
 
@@ -81,7 +83,7 @@ class _Audit:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.noted is None:
             return
-        if event in _STARTS:
+        if event in _STARTS and arguments[1:2] != (_USUAL,):
             self.noted.append(f'{event} {arguments!r:.200}')
         elif event == 'open' and isinstance(arguments[0], (str, bytes)):
             path, _, flags = arguments
@@ -103,7 +105,7 @@ class _Audit:
 
     def _note(self, event: str, path: str) -> None:
         place = os.path.realpath(path)
-        if not place.startswith(self.allowed):
+        if not f'{place}/'.startswith(self.allowed):
             assert self.noted is not None
             self.noted.append(f'{event} of {place}')
 
@@ -163,6 +165,7 @@ class Room:
         """Work in it: current folder, home and temporary files, and quiet output."""
         os.chdir(self.work)
         os.environ['HOME'] = str(self.work)
+        os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(self.temporary)
         tempfile.tempdir = str(self.temporary)
         said = os.open(self.root / 'said', os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
@@ -260,17 +263,19 @@ def _work(
 def with_baselines(
     write: Callable[[int, Room], Path], calls: Sequence[Call], folder: Path
 ) -> list[Call]:
-    """The calls with what each takes for an undamaged file.
+    """The calls with what each takes for an undamaged file in a process of its own.
+
+    So what a process imports with its first call is in it.
 
     Args:
         write: Writes that file, of number -1.
         calls: The calls.
         folder: An empty folder to work in.
     """
-    measured = watch(write, calls, [(-1, i) for i in range(len(calls))], folder)
     return [
         call._replace(baseline=max(outcome.memory, 0))
-        for call, outcome in zip(calls, measured, strict=True)
+        for call in calls
+        for outcome in watch(write, [call], [(-1, 0)], folder)
     ]
 
 

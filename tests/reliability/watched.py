@@ -248,7 +248,7 @@ def _work(
     # Not what merely begins with the same letters.
     audit.allowed = (f'{room.out}/', f'{room.temporary}/', '/proc/self/', '/dev/')
     sys.dont_write_bytecode = True
-    file, written = Path(), -1
+    file, written = Path(), None
     with room.entered():
         for case, number in tasks:
             if case != written:
@@ -272,11 +272,12 @@ def with_baselines(
         calls: The calls.
         folder: An empty folder to work in.
     """
-    return [
-        call._replace(baseline=max(outcome.memory, 0))
-        for call in calls
-        for outcome in watch(write, [call], [(-1, 0)], folder)
-    ]
+    measured = []
+    for call in calls:
+        (outcome,) = watch(write, [call], [(-1, 0)], folder)
+        assert not outcome.faults or outcome.faults[0].startswith('memory: '), outcome
+        measured.append(call._replace(baseline=max(outcome.memory, 0)))
+    return measured
 
 
 def watch(

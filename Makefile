@@ -28,7 +28,7 @@ test: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(BUILD_SITE)
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 docs: env
 	$(BUILD_SITE)

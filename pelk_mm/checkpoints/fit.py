@@ -16,6 +16,7 @@ from .misfit import (
     Difference,
     Shapes,
     explain,
+    in_other_entry,
     shorten,
     type_of,
 )
@@ -214,10 +215,7 @@ def _explain_nothing(
     if wrapper == 'state_dict':
         return "its weights are in its entry 'state_dict'; load that"
     if wrapper is not None:
-        return (
-            f'its weights are in its entry {wrapper!r}, and mmengine reads only '
-            "'state_dict'; `pelk-mm convert_checkpoint SRC DST` puts them there"
-        )
+        return in_other_entry(wrapper)
     return ''
 
 

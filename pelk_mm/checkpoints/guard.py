@@ -6,7 +6,9 @@ a backbone is handed to it.
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -15,7 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from .download import is_url
 from .files import CheckpointError, read_checkpoint
 from .fit import WeightsError
-from .misfit import shorten
+from .misfit import in_other_entry, shorten
 from .rules import BACKBONE_TYPES, backbone_prefixes, detect_family
 from .weights import AVERAGED, find_weights, select_weights
 
@@ -39,18 +41,23 @@ def require_loadable(
         prefix: ``prefix`` of the ``init_cfg``; None for none.
 
     Raises:
-        WeightsError: If it has; the message has the command that converts it, or the
-            prefix that it does have.
+        WeightsError: If it has, or if mmengine, which reads ``state_dict`` alone, would
+            find nothing under the prefix; the message has the command that converts it,
+            or the prefix that it does have.
     """
     path = Path(checkpoint).expanduser()
     if is_url(checkpoint):
         path = _download(checkpoint)
     try:
         content = read_checkpoint(path)
+    except CheckpointError:
+        return
+    try:
         key, _ = find_weights(content)
         ema = key in AVERAGED
         names = list(select_weights(content, ema).tensors)
     except CheckpointError:
+        _require_names(checkpoint, prefix, content)
         return
     prefixes = backbone_prefixes(names)
     families = [
@@ -61,6 +68,7 @@ def require_loadable(
     if family is None:
         if prefix is not None:
             _require_prefix(checkpoint, prefix, names, prefixes)
+            _require_names(checkpoint, prefix, content)
         return
     released_type = BACKBONE_TYPES[family]
     if not warm_start and backbone_type != released_type:
@@ -119,7 +127,7 @@ def _require_prefix(
     checkpoint: str, prefix: str, names: list[str], prefixes: list[str]
 ) -> None:
     """Raise an error if no backbone is under a prefix, of which mmengine says less."""
-    given = prefix if prefix.endswith('.') else f'{prefix}.'  # as mmengine reads it
+    given = _as_mmengine_reads(prefix)
     if given in prefixes:
         return
     if prefixes:
@@ -132,6 +140,25 @@ def _require_prefix(
     else:
         where = f'its names are {shorten(names)}'
     raise WeightsError(f'{checkpoint} has no backbone under prefix={prefix!r}; {where}')
+
+
+def _require_names(checkpoint: str, prefix: str | None, content: Any) -> None:
+    """Raise an error if what mmengine reads has no name under a prefix."""
+    read = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    if prefix is None or not isinstance(read, Mapping):  # its loader refuses the latter
+        return
+    names = list(map(str, read))
+    if any(name.startswith(_as_mmengine_reads(prefix)) for name in names):
+        return
+    key, _ = find_weights(content)
+    where = f'its names are {shorten(names)}' if names else 'it is empty'
+    if key not in (None, 'state_dict'):
+        where = in_other_entry(str(key))
+    raise WeightsError(f'{checkpoint} has no backbone under prefix={prefix!r}; {where}')
+
+
+def _as_mmengine_reads(prefix: str) -> str:
+    return prefix if prefix.endswith('.') else f'{prefix}.'
 
 
 def _download(url: str) -> Path:

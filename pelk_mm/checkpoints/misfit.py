@@ -111,6 +111,14 @@ class Difference(NamedTuple):
     left_over: list[str]
 
 
+def in_other_entry(key: str) -> str:
+    """What is wrong with weights in an entry that mmengine does not read."""
+    return (
+        f'its weights are in its entry {key!r}, and mmengine reads only '
+        "'state_dict'; `pelk-mm convert_checkpoint SRC DST` puts them there"
+    )
+
+
 def shorten(names: Sequence[str], shown: int = 3) -> str:
     """The first names of a list, and how many there are if that is not all."""
     more = f', ... ({len(names)} in all)' * (len(names) > shown)

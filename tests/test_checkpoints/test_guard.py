@@ -93,6 +93,28 @@ def test_prefix_that_the_file_does_not_have(save, names, prefix, message):
     assert f'{path} has no backbone under prefix={prefix!r}' in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({}, 'it is empty'),
+        ({'a': 'text'}, 'its names are a'),
+        ({'meta': {}, 'state_dict': {}}, 'it is empty'),
+        ({'state_dict': {'a': 3}}, 'its names are a'),
+        (
+            {'model': {f'backbone.{OURS}': torch.zeros(1)}},
+            "its weights are in its entry 'model', .* convert_checkpoint SRC DST`",
+        ),
+    ],
+    ids=['nothing', 'text', 'no weights', 'no tensor', 'entry'],
+)
+def test_prefix_under_which_mmengine_would_find_nothing(tmp_path, content, message):
+    path = str(tmp_path / 'a.pth')
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=rf"prefix='backbone\.'; {message}"):
+        require_loadable(path, 'SLaK', prefix='backbone.')
+    require_loadable(path, 'SLaK')  # what is left out is said when it is loaded
+
+
 def test_prefix_that_the_file_has(save):
     require_loadable(save(f'backbone.{OURS}'), 'SLaK', prefix='backbone')
     require_loadable(save('teacher.a', f'student.{OURS}'), 'SLaK', prefix='student.')

@@ -61,6 +61,7 @@ default_hooks = dict(
     iteration_seed=dict(type='IterationSeedHook'))
 visualizer = dict(type='SegLocalVisualizer', name='hostile')
 log_level = 'ERROR'
+randomness = dict(seed=0)
 """
 
 
@@ -218,6 +219,16 @@ def make_checkpoints(folder: Path, config: Path) -> None:
     train.function(config, folder / 'trained')
     # The training's own file, of which nothing has to be refused.
     content = torch.load(folder / 'trained' / 'iter_1.pth', weights_only=False)
+    # The same bytes in every run, so that the number of a case is enough to repeat it;
+    # only torch's old format has addresses in it, and safetensors an order of its own.
+    notes = dict(
+        cfg=content['meta']['cfg'].replace(str(folder), ''), experiment_name='config'
+    )
+    content['meta'] |= notes | dict(time='20261130_000000')
+    notes |= dict(last_ckpt='iter_1.pth', eta=np.float64(0.25))
+    content['message_hub']['runtime_info'] |= notes
+    for name in ('train/time', 'train/data_time'):
+        content['message_hub']['log_scalars'].pop(name, None)
     weights = content['state_dict']
     meta = dict(dataset_meta=content['meta']['dataset_meta'])
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}

@@ -2,6 +2,7 @@
 
 One run per config and seed, one after another. A finished run is skipped, an
 interrupted one goes on from its latest checkpoint: give the same command again.
+A config whose name ends in _pretrained has its pre-training run first, by mmpretrain.
 Tables of all runs, as Markdown and JSON, are in the folder of --out after each.
 """
 
@@ -13,7 +14,8 @@ from arguments import number_in
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'examples'
-#: Those that are compared unless others are named, the first one in pictures.
+#: Those that are compared unless others are named, the first one in pictures: all that
+#: need no mmpretrain.
 NAMES = (
     'upernet_pelk_narrow_camvid',
     'upernet_pelk_narrow_camvid_sparse',
@@ -29,7 +31,7 @@ def config_file(text: str) -> Path:
     if not path.is_file():
         path = CONFIGS / f'{path.stem}.py'
     if not path.is_file():
-        known = ', '.join(sorted(each.stem for each in CONFIGS.glob('*.py')))
+        known = ', '.join(sorted(each.stem for each in CONFIGS.glob('upernet_*.py')))
         raise argparse.ArgumentTypeError(
             f'{text!r} is neither a file nor one of {known}'
         )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,21 +190,55 @@ def _resume(cfg: Config, folder: Path) -> None:
         cfg.resume, cfg.load_from = True, None
 
 
+def _train(run: Run, cfg: Config) -> None:
+    """Train in the run's folder, from where an interrupted training was."""
+    _resume(cfg, run.folder)
+    Runner.from_cfg(cfg).train()
+
+
+def _pretrain(run: Run, cfg: Config) -> None:
+    """Train what a config starts from, if it is not trained, and start from it.
+
+    The config names it by ``pretraining``, a config in the same folder. It has the
+    run's seed and length; the run's options are not for it.
+
+    Raises:
+        RunError: If the folder of the pre-training holds something else.
+    """
+    own = replace(
+        run,
+        config=run.config.parent / cfg.pretraining,
+        folder=run.folder / 'pretraining',
+        options={},
+    )
+    settings = own.load()
+    _claim(own, settings)
+    path = own.folder / f'iter_{settings.train_cfg.max_iters}.pth'
+    if not path.is_file():
+        _train(own, settings)
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(path), prefix='backbone.'
+    )
+
+
 def finish(run: Run) -> Result:
     """Train, or go on with an interrupted training, test, and write the record.
 
     A finished run is read from its record.
 
     Raises:
-        RunError: If the folder holds something else.
+        RunError: If the config is no segmenter, or the folder holds something else.
     """
     cfg = run.load()
+    if 'decode_head' not in cfg.model:
+        raise RunError(f'{run.config} is not the config of a segmenter')
     _claim(run, cfg)
     record = run.folder / RESULT
     if record.is_file():
         return Result.read(record)
-    _resume(cfg, run.folder)
-    Runner.from_cfg(cfg).train()
+    if 'pretraining' in cfg:
+        _pretrain(run, cfg)
+    _train(run, cfg)
     result = _test(run, cfg)
     with write_atomically(record) as temporary:
         temporary.write_text(json.dumps(asdict(result), indent=1) + '\n')

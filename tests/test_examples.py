@@ -27,6 +27,8 @@ BACKBONES = {
     'upernet_replknet_narrow_camvid': ('RepLKNet', [31, 29, 27, 13]),
     'upernet_convnext7_narrow_camvid': ('SLaK', [7, 7, 7, 7]),
 }
+#: Backbones that are pre-trained too.
+PRETRAINED = ('pelk_narrow_camvid', 'convnext7_narrow_camvid')
 SPLITS = dict(train=367, val=101, test=233)
 BASE = EXAMPLES / '_base_' / 'upernet_narrow_camvid.py'
 CLASSES = Config.fromfile(BASE).classes
@@ -63,7 +65,58 @@ def on_images(cfg, folder):
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob('*.py')} == BACKBONES.keys()
+    assert {path.stem for path in EXAMPLES.glob('*.py')} == {
+        *BACKBONES,
+        *(f'upernet_{name}_pretrained' for name in PRETRAINED),
+        *(f'presence_{name}' for name in PRETRAINED),
+    }
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_segmenter_starts_from_the_same_backbone(name):
+    scratch, segmenter, presence = (
+        Config.fromfile(EXAMPLES / f'{stem}.py')
+        for stem in (
+            f'upernet_{name}',
+            f'upernet_{name}_pretrained',
+            f'presence_{name}',
+        )
+    )
+    init = segmenter.model.backbone.pop('init_cfg')
+    assert segmenter.pop('pretraining') == f'presence_{name}.py'
+    assert segmenter.to_dict() == scratch.to_dict()
+    last = presence.train_cfg.max_iters
+    assert init.checkpoint == f'work_dirs/presence_{name}/iter_{last}.pth'
+    assert last % presence.default_hooks.checkpoint.interval == 0  # it is saved
+    assert presence.param_scheduler[-1].end == last
+    backbone = presence.model.backbone.to_dict()
+    assert backbone.pop('out_indices') == [3]
+    assert backbone == {
+        **scratch.model.backbone.to_dict(),
+        'type': f'pelk_mm.{scratch.model.backbone.type}',
+    }
+    width = scratch.narrow.channels[-1]
+    assert presence.model.neck.channels == presence.model.head.in_channels == width
+    normalised = {key: scratch.model.data_preprocessor[key] for key in ('mean', 'std')}
+    assert normalised == {
+        key: presence.model.data_preprocessor[key] for key in ('mean', 'std')
+    }
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_crops_show_some_classes_and_not_others(split, camvid, monkeypatch):
+    """Otherwise there would be nothing to learn from which ones they show."""
+    pytest.importorskip('mmpretrain', reason='needs mmpretrain and its torchvision')
+    monkeypatch.setattr('gc.collect', lambda: 0)  # mmengine does for each data set
+    cfg = on_images(load('presence_pelk_narrow_camvid'), camvid)
+    dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    assert len(dataset) == SPLITS[split]
+    np.random.seed(0)
+    samples = [dataset[i] for i in range(0, len(dataset), 4)]
+    assert {tuple(each['inputs'].shape) for each in samples} == {(3, 128, 128)}
+    present = torch.stack([each['data_samples'].gt_score for each in samples]).mean(0)
+    assert 0.3 < present.mean() < 0.7
+    assert present.max() < 1
 
 
 def test_backbones_differ_in_their_kernels_alone(name, cfg):

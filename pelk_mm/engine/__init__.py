@@ -2,6 +2,7 @@
 
 from .bfloat16 import Bfloat16OptimWrapper
 from .checkpoint_hook import SafeCheckpointHook
+from .class_presence import ClassPresence
 from .config_edit import (
     set_accumulation,
     set_crop_size,
@@ -16,6 +17,7 @@ from .rank_data import RankDataHook
 
 __all__ = [
     'Bfloat16OptimWrapper',
+    'ClassPresence',
     'FiniteLossHook',
     'IterationSeedHook',
     'LargeKernelLayerDecayOptimizerConstructor',

@@ -3,38 +3,13 @@
 # widths, depths, head, loss, augmentation and schedule. For random weights and two CPU
 # cores. A leaf names the backbone; demo/camvid.py trains, tests and compares them.
 _base_ = [
+    './narrow_camvid.py',
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',
     '../../_base_/schedules/adamw_160k.py',
     '../../_base_/mmseg_runtime.py',
 ]
 
-classes = (
-    'sky',
-    'building',
-    'pole',
-    'road',
-    'pavement',
-    'tree',
-    'sign',
-    'fence',
-    'car',
-    'pedestrian',
-    'bicyclist',
-)
-palette = [
-    [128, 128, 128],
-    [128, 0, 0],
-    [192, 192, 128],
-    [128, 64, 128],
-    [60, 40, 222],
-    [128, 128, 0],
-    [192, 128, 128],
-    [64, 64, 128],
-    [64, 0, 128],
-    [64, 64, 0],
-    [0, 128, 192],
-]
 # Inverse square roots of the classes' shares of the training pixels, 1 on average.
 class_weight = [0.9, 0.7, 3.6, 0.6, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7]
 
@@ -44,13 +19,13 @@ class_weight = [0.9, 0.7, 3.6, 0.6, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7]
 crop_size, scale = (360, 480), (600, 450)
 
 edit = __import__('pelk_mm').engine
-edit.set_num_classes(_base_, len(classes))
+edit.set_num_classes(_base_, len(_base_.classes))
 edit.set_crop_size(_base_, crop_size, scale=scale)
 
 data = dict(
     type='BaseSegDataset',
     data_root='data/camvid',
-    metainfo=dict(classes=classes, palette=palette),
+    metainfo=dict(classes=_base_.classes, palette=_base_.palette),
     reduce_zero_label=False,
 )
 train_pipeline = [
@@ -96,10 +71,9 @@ test_dataloader = dict(
     ),
 )
 
-narrow = dict(channels=[32, 64, 96, 128], depths=[2, 2, 3, 1])
 model = dict(
     decode_head=dict(
-        in_channels=narrow['channels'],
+        in_channels=_base_.narrow['channels'],
         channels=32,
         norm_cfg=dict(type='BN', requires_grad=True),
         loss_decode=dict(

@@ -147,7 +147,7 @@ def test_changed_in_one_place(cfg):
     """Classes, crop and what label 0 means agree wherever mm reads them."""
     assert cfg.model.decode_head.num_classes == len(CLASSES) == len(cfg.palette) == 11
     assert len(cfg.model.decode_head.loss_decode.class_weight) == 11
-    assert set(crop_sizes(cfg).values()) == {(360, 480)}
+    assert set(crop_sizes(cfg).values()) == {(240, 320)}
     for split in SPLITS:
         dataset = cfg[f'{split}_dataloader'].dataset
         assert dataset.type == 'BaseSegDataset'
@@ -212,9 +212,9 @@ def test_data_sets_of_camvid(camvid, monkeypatch):
         assert set(labels.unique().tolist()) <= {*range(11), 255}
         shapes = tuple(sample['inputs'].shape[1:]), tuple(labels.shape[1:])
         if split == 'train':
-            assert shapes == ((360, 480), (180, 240))
+            assert shapes == ((240, 320), (120, 160))
         else:
-            assert shapes == ((450, 600), (360, 480))
+            assert shapes == ((360, 480), (360, 480))
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_weighted_classes(load):
 
 def test_crop_of_an_example(load):
     cfg = load('camvid_pelk_narrow_small_crop')
-    assert set(crop_sizes(cfg).values()) == {(256, 320)}
+    assert set(crop_sizes(cfg).values()) == {(192, 256)}
     steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
     # The least that an image is resized to is not smaller than the crop.
     least = steps['RandomResize'].ratio_range[0]

@@ -26,4 +26,5 @@ palette = [
     [64, 64, 0],
     [0, 128, 192],
 ]
-narrow = dict(channels=[32, 64, 96, 128], depths=[2, 2, 3, 1])
+# Most of the blocks where the maps are small and a block takes least.
+narrow = dict(channels=[32, 64, 96, 128], depths=[1, 1, 4, 1])

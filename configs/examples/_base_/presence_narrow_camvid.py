@@ -10,7 +10,7 @@ _base_ = [
 
 num_classes, width = len(_base_.classes), _base_.narrow['channels'][-1]
 # Of a whole image nearly all classes are true, of so small a crop about half.
-crop_size, scale = (128, 128), (600, 450)
+crop_size, scale = (128, 128), (480, 360)
 
 photometric = dict(
     type='mmseg.PhotoMetricDistortion',
@@ -26,7 +26,7 @@ label_and_pack = [
 train_pipeline = [
     *load,
     dict(
-        type='mmseg.RandomResize', scale=scale, ratio_range=(0.5, 1.5), keep_ratio=True
+        type='mmseg.RandomResize', scale=scale, ratio_range=(0.7, 1.5), keep_ratio=True
     ),
     dict(type='mmseg.RandomCrop', crop_size=crop_size),
     dict(type='mmseg.RandomFlip', prob=0.5),

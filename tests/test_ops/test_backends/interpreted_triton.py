@@ -126,6 +126,37 @@ def test_layouts_of_input_and_gradient(number, kernel):
     )
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('grid', [None, GRID], ids=['dense', 'shared'])
+def test_first_channels_are_written_into_their_place(grid, layout, monkeypatch):
+    """Forward and gradient to the input, without a map of their own in between."""
+    x, weight, bias, upstream = operands((1, 5, 6, 9), (7, 7), torch.bfloat16)
+    weight, bias = weight[:3], bias[:3]
+    x, upstream = (each.contiguous(memory_format=layout) for each in (x, upstream))
+    first = [each[:, :3].contiguous(memory_format=layout) for each in (x, upstream)]
+    wanted = run(first[0], weight, bias, first[1], grid)
+
+    def elsewhere(*arguments):
+        raise AssertionError('computed into a map of its own')
+
+    for name in ('forward', 'backward'):
+        monkeypatch.setattr(Triton, name, elsewhere)
+    leaves = [leaf.detach().requires_grad_() for leaf in (x, weight, bias)]
+    settings = dict(partial=True, backend='triton')
+    if grid is None:
+        out = ops.depthwise_conv2d(*leaves, **settings)
+    else:
+        out = ops.peripheral_conv2d(leaves[0], leaves[1], grid, leaves[2], **settings)
+    found = out, *torch.autograd.grad(out, leaves, upstream)
+    for each, part, passed in zip(
+        found, wanted, (x, upstream, None, None), strict=True
+    ):
+        assert torch.equal(each if passed is None else each[:, :3], part)
+        if passed is not None:
+            assert torch.equal(each[:, 3:], passed[:, 3:])
+            assert each.is_contiguous(memory_format=layout)
+
+
 def test_scratch_for_a_part_of_the_images_and_channels(monkeypatch):
     monkeypatch.setattr(plan, 'SCRATCH_BYTES', 4000)
     monkeypatch.setattr(variants, 'SPLIT_BLOCKS', 64)

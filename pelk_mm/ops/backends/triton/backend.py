@@ -66,27 +66,27 @@ class Triton(Backend):
         self, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Convolve, the bias added on the way out."""
-        plan, tile = self.plan(problem, weight)
         out = _empty(problem, x)
-        with _device_of(x):
-            self._convolve(plan, tile, x, weight, bias, out)
+        self.forward_into(problem, x, weight, bias, out)
         return out
 
-    @staticmethod
-    def _convolve(
-        plan: Plan,
-        tile: Tile,
+    def forward_into(
+        self,
+        problem: Problem,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         out: Tensor,
     ) -> None:
+        """Write the tiles of the result where it goes, whatever its strides."""
+        plan, tile = self.plan(problem, weight)
         x, out = (launch.oriented(plan, maps) for maps in (x, out))
-        for images, channels in plan.chunks(tile):
-            planes = launch.Planes(plan, x[images, channels], True, 0)
-            rows = launch.lay_out_weights(plan, weight[channels], tile)
-            own = None if bias is None else bias[channels]
-            launch.convolve(plan, tile, planes, rows, own, out[images, channels])
+        with _device_of(x):
+            for images, channels in plan.chunks(tile):
+                planes = launch.Planes(plan, x[images, channels], True, 0)
+                rows = launch.lay_out_weights(plan, weight[channels], tile)
+                own = None if bias is None else bias[channels]
+                launch.convolve(plan, tile, planes, rows, own, out[images, channels])
 
     def backward(
         self,
@@ -97,15 +97,36 @@ class Triton(Backend):
         needs_x: bool,
     ) -> Gradients:
         """Differentiate; both gradients share the planes of the output's."""
+        grad_x = _empty(problem, grad) if needs_x else None
+        return grad_x, self._gradients(problem, x, grad, weight, grad_x)
+
+    def backward_into(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        out: Tensor,
+    ) -> Tensor | None:
+        """Write the tiles of the gradient to the input where it goes."""
+        return self._gradients(problem, x, grad, weight, out)
+
+    def _gradients(
+        self,
+        problem: Problem,
+        x: Tensor | None,
+        grad: Tensor,
+        weight: Tensor,
+        grad_x: Tensor | None,
+    ) -> Tensor | None:
+        """Write the gradient to the input, if it is wanted; return the weights'."""
         taps = _taps(problem, weight)
         plan, tile = self.plan(problem, weight)
         adjoint = _make_plan(problem, (taps[0][::-1], taps[1][::-1]), plan.transposed)
         flipped = weight.flip(-2, -1)
-        grad_x = _empty(problem, grad) if needs_x else None
-        chunks = plan.chunks(tile)
         parts: dict[int, Tensor] = {}
         with _device_of(grad):
-            for images, channels in chunks:
+            for images, channels in plan.chunks(tile):
                 own = launch.oriented(plan, grad)[images, channels]
                 planes = launch.Planes(plan, own, True, 0)
                 if grad_x is not None:
@@ -120,10 +141,7 @@ class Triton(Backend):
                     )
                     to = part.transpose(1, 2) if plan.transposed else part
                     launch.weight_gradient(plan, planes, seen, to[channels])
-        grad_weight = None
-        if x is not None:
-            grad_weight = functools.reduce(torch.add, parts.values())
-        return grad_x, grad_weight
+        return functools.reduce(torch.add, parts.values()) if parts else None
 
     def plan(
         self, problem: Problem, weight: Tensor, capability: int | None = None

@@ -1,4 +1,5 @@
 # make demo: train and evaluate on drawn scenes.  make test: lint and test.
+# make test-long: the tests that take some seconds each, which `make test` leaves out.
 # make docs: build the site into site/.  All set up what they need.
 # make sanitize: drive the CPU kernels under the address, undefined behaviour and thread
 # sanitizers; takes minutes.
@@ -14,11 +15,12 @@ LOCK ?=
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
 # The variable silences an advertisement of the theme.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # uv, cyclonedx-bom and pip-audit, away from the packages that they look at.
 SUPPLY := .venv-supply
 
-.PHONY: demo test docs sanitize env lock sbom audit clean
+.PHONY: demo test test-long docs sanitize env lock sbom audit clean
 
 demo: env
 	$(VENV)/bin/python demo/demo.py
@@ -28,7 +30,10 @@ test: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(BUILD_SITE)
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
+
+test-long: env
+	$(PYTEST) -m 'long and not slow'
 
 docs: env
 	$(BUILD_SITE)

@@ -129,6 +129,7 @@ def compare_few(table, **settings):
     return table.compare_all('cpu', 0.0, **few)
 
 
+@pytest.mark.long
 def test_table_of_a_device(table, capsys, tmp_path):
     picture = tmp_path / 'plot.png'
     rows, right = compare_few(table, plot=str(picture))
@@ -333,6 +334,7 @@ def test_the_best_over_the_best(monkeypatch):
     assert rivals.best_ratio(rows[:2], theirs) == (None, 'no rival could be measured')
 
 
+@pytest.mark.long
 def test_engines_of_a_narrow_model(monkeypatch, capsys, tmp_path):
     from pelk_mm.analysis.engines import Setting
     from pelk_mm.analysis.workers import LocalWorker

@@ -57,6 +57,8 @@ TRAINED = {
     'cascade_mask_rcnn_replknet_xl_coco',
     'fcos_replknet_31b_coco',
 }
+#: Those of them that the default suite trains: a segmenter and a detector.
+QUICK = {'upernet_pelk_t_ade20k', 'cascade_mask_rcnn_slak_t_coco'}
 
 
 read = cache(Config.fromfile)
@@ -80,11 +82,14 @@ def cfg(path):
 
 
 def one_of_each_structure(names):
-    """Parameters of a test: those of `TRAINED`, and with `-m slow` the others."""
-    return [
-        pytest.param(name, marks=() if name in TRAINED else pytest.mark.slow)
-        for name in sorted(names)
-    ]
+    """Parameters of a test: those of `QUICK`, then of `TRAINED`, then the others."""
+
+    def marks(name):
+        if name in QUICK:
+            return ()
+        return pytest.mark.long if name in TRAINED else pytest.mark.slow
+
+    return [pytest.param(name, marks=marks(name)) for name in sorted(names)]
 
 
 @pytest.fixture(scope='module')
@@ -311,6 +316,7 @@ def event_scalars(folder):
     return {name: [each.value for each in events.Scalars(name)] for name in names}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('family', ['slak', 'pelk'])
 @pytest.mark.usefixtures('one_thread')
 def test_released_sparse_weights_train_as_documented(

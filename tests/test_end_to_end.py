@@ -85,6 +85,7 @@ def losses(work_dir):
     return {r['step']: r['loss'] for r in records if 'loss' in r}
 
 
+@pytest.mark.long
 def test_train_resume_and_test(folder):
     train, test = (ROOT / 'tools' / name for name in ('train.py', 'test.py'))
     output = run(folder, train, '--work-dir', 'out')
@@ -110,6 +111,7 @@ def test_train_resume_and_test(folder):
     assert score in run(folder, test, 'out/iter_4.pth', *prepared)
 
 
+@pytest.mark.long
 def test_mmseg_own_train_tool(folder):
     run(folder, find_tool('mmseg', 'train'), '--work-dir', 'theirs')
     assert list(losses(folder / 'theirs')) == [1, 2]

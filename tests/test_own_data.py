@@ -79,6 +79,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 """
 
 
+@pytest.mark.long
 def test_other_data_in_place_of_ade20k(street, tmp_path, monkeypatch):
     """The overrides that a user would guess, and no more."""
     monkeypatch.setattr(Config, 'pretty_text', '')

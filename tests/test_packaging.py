@@ -49,6 +49,7 @@ CHECKOUT_TOOLS = (
 )
 
 
+@pytest.mark.long
 def test_wheel_carries_configs_and_tools(tmp_path, monkeypatch):
     # What `pip wheel` runs, without compiling the kernels.
     monkeypatch.chdir(ROOT)

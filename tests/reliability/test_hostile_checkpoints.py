@@ -58,6 +58,7 @@ def require_readers(hostile, cases, folder):
     assert any(said.startswith('2 of') for said in ends)
 
 
+@pytest.mark.long
 def test_readers_of_all_tools(hostile, tmp_path):
     require_readers(hostile, range(40), tmp_path)
 

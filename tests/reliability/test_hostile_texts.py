@@ -43,6 +43,7 @@ def require_harmless(texts, cases, folder):
         assert not outcome.faults, (texts.kind(outcome.case), outcome)
 
 
+@pytest.mark.long
 def test_who_reads_texts(texts, tmp_path):
     require_harmless(texts, range(48), tmp_path)
 

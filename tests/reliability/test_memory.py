@@ -98,6 +98,7 @@ def caches():
     return found
 
 
+@pytest.mark.long
 def test_ever_new_shapes_fill_no_memory():
     draw = random.Random(0)
     weight, shared = torch.randn(6, 9, 9), torch.randn(6, len(GRID), len(GRID))

@@ -22,6 +22,7 @@ def run():
     return module
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not library.instruction_sets(), reason='the kernels are not built')
 def test_the_kernels_as_they_are_installed_pass(run, tmp_path):
     kernels = Path(library.load()._name)

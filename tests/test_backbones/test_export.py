@@ -114,6 +114,7 @@ def onnx_maps(path, images):
 # ------------------------------------------------- torch's operators alone, on request
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_program_has_torch_operators_alone(model, program):
     targets = {n.target for n in program.graph.nodes if n.op == 'call_function'}
@@ -139,6 +140,7 @@ def test_onnx_of_a_program(model, program, tmp_path):
             assert_same(onnx_maps(path, images), model(images))
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_frozen_trace_has_torch_operators_alone(model, images):
     with ops.plain():
@@ -149,6 +151,7 @@ def test_frozen_trace_has_torch_operators_alone(model, images):
         assert_same(traced(images), model(images))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', ['program', 'script'])
 def test_runs_where_the_package_is_missing(kind, randomise, tmp_path):
     model = randomise(BACKBONES['pelk']()).eval()

@@ -41,6 +41,7 @@ def logits(request):
     return request.param, Logits(model).eval()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @torch.no_grad()

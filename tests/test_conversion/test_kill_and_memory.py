@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from pelk_mm.backbones import SLaK
@@ -52,6 +53,7 @@ assert len(torch.load('dst.pth', weights_only=True)['state_dict']) > 20
 """
 
 
+@pytest.mark.long
 def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
     arch = dict(channels=[4, 6], depths=[1, 1], kernel_sizes=[7, 5], small_kernel=3)
     torch.save(released(**arch), tmp_path / 'src.pth')
@@ -79,6 +81,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.long
 def test_memory_stays_near_twice_the_size(tmp_path):
     """The source and the result that is verified against it, both in their files."""
     arch = dict(channels=[64, 512], depths=[1, 12], kernel_sizes=[7, 7])

@@ -124,6 +124,7 @@ def test_factored_segmenter_of_open_sizes(trained, tmp_path):
     assert not notes['normalised_inside']
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('open_sizes')
 def test_normalised_inside(trained, tmp_path):
     cfg, checkpoint, model = trained()
@@ -140,6 +141,7 @@ def test_normalised_inside(trained, tmp_path):
     assert notes_of(out)['normalised_inside']
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('open_sizes')
 def test_detector_is_exported_to_its_neck(trained, tmp_path):
     cfg, checkpoint, model = trained('RepLKNet', FCOS)
@@ -162,6 +164,7 @@ def save_program(path, context, **sizes):
     torch.export.save(program, path)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('open_sizes')
 @pytest.mark.parametrize('half', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_program(tmp_path, half):

@@ -150,6 +150,7 @@ def a_run(arguments, config, **changes):
     return Run(**{**settings, **changes})
 
 
+@pytest.mark.long
 def test_every_config_and_seed_has_its_result(arguments, results):
     assert [(each.config, each.seed) for each in results] == [
         (config.stem, seed) for config in arguments.configs for seed in (0, 1)
@@ -164,6 +165,7 @@ def test_every_config_and_seed_has_its_result(arguments, results):
     assert all(each.minutes > ITERS * 1e-4 for each in results)
 
 
+@pytest.mark.long
 def test_scores_are_those_of_the_best_checkpoint(arguments, results, streets):
     run, result = a_run(arguments, arguments.configs[0]), results[0]
     weights = read_checkpoint(run.folder / result.checkpoint)['state_dict']
@@ -190,6 +192,7 @@ def test_scores_are_those_of_the_best_checkpoint(arguments, results, streets):
     assert result.validation == max(best)
 
 
+@pytest.mark.long
 def test_tables_have_the_figures(tables, results, arguments):
     assert (arguments.out / 'results.md').read_text() == tables
     for config in {each.config for each in results}:
@@ -202,6 +205,7 @@ def test_tables_have_the_figures(tables, results, arguments):
     assert f'| 1 | {results[0].test["mIoU"]:.1f} |' in format_tables(results[:1])
 
 
+@pytest.mark.long
 def test_finished_runs_are_not_trained_again(arguments, tables, root, monkeypatch):
     monkeypatch.setattr('camvid_runs.Runner.from_cfg', None)
     monkeypatch.setattr(arguments, 'plot', False)
@@ -209,6 +213,7 @@ def test_finished_runs_are_not_trained_again(arguments, tables, root, monkeypatc
     assert compare(arguments, root) == tables
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('one_thread', 'patched')
 def test_interrupted_run_goes_on(arguments, tables, tmp_path, monkeypatch):
     run = a_run(arguments, arguments.configs[0], folder=tmp_path / 'runs' / 'seed_0')
@@ -293,6 +298,7 @@ def test_pretraining_is_run_once_with_the_seed_of_the_run(pretrained, monkeypatc
     assert settings.train_dataloader.dataset.data_root == str(pretrained.data)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('one_thread', 'patched')
 def test_segmenter_starts_from_its_pretraining(pretrained, monkeypatch):
     pytest.importorskip('mmpretrain', reason='needs mmpretrain and its torchvision')
@@ -324,6 +330,7 @@ def test_config_that_is_no_segmenter_is_refused(arguments, tmp_path):
     assert not run.folder.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('change', 'named'),
     [
@@ -336,12 +343,14 @@ def test_other_settings_are_refused(arguments, tables, change, named):
         finish(a_run(arguments, arguments.configs[0], **change))
 
 
+@pytest.mark.long
 def test_moved_data_are_the_same_settings(arguments, tables, tmp_path):
     (tmp_path / 'elsewhere').symlink_to(arguments.data)
     run = a_run(arguments, arguments.configs[0], data=tmp_path / 'elsewhere')
     assert finish(run) == Result.read(run.folder / RESULT)
 
 
+@pytest.mark.long
 def test_foreign_folder_and_damaged_record_are_refused(arguments, tables, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     config = arguments.configs[0]
@@ -354,6 +363,7 @@ def test_foreign_folder_and_damaged_record_are_refused(arguments, tables, tmp_pa
         best_checkpoint(tmp_path)
 
 
+@pytest.mark.long
 def test_pictures(arguments, tables):
     for name, columns in (('curves', 1.2), ('examples', 0.4), ('erf', 1.5)):
         picture = cv2.imread(str(arguments.out / f'{name}.png'))
@@ -369,6 +379,7 @@ def test_examples_are_spread_over_the_images():
     assert spread_evenly(3, 6) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_weights_give_the_figure_of_the_metafile(arguments, tables, root, results):
     index = yaml.safe_load((root / 'model-index.yml').read_text())['Import']
     assert index[-1] == 'configs/examples/metafile.yml'
@@ -400,6 +411,7 @@ def test_weights_give_the_figure_of_the_metafile(arguments, tables, root, result
         assert ('Non-zero parameters' in model['Metadata']) == ('sparse' in config.stem)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('setting', 'value', 'message'),
     [('MOST_BYTES', 1000, 'more than 1,000'), ('TOLERANCE', -1.0, 'in float16 and')],
@@ -420,6 +432,7 @@ def test_weights_beyond_float16_are_refused():
         camvid_weights._half(torch.tensor([7e4]), 'decode_head.x')
 
 
+@pytest.mark.long
 def test_best_run_is_chosen_by_validation(arguments, results):
     runs = [a_run(arguments, arguments.configs[0], seed=seed) for seed in (0, 1)]
     for order in (1, -1):

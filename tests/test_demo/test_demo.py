@@ -192,6 +192,7 @@ def truth(demo):
     return np.where(labels == UNLABELLED, IGNORED, labels - 1)
 
 
+@pytest.mark.long
 def test_scores_are_what_the_training_logged(demo):
     folder, table = demo
     scores = json.loads((folder / 'scores.json').read_text())
@@ -204,6 +205,7 @@ def test_scores_are_what_the_training_logged(demo):
     assert table in (folder / 'scores.md').read_text()
 
 
+@pytest.mark.long
 def test_baseline_is_the_commonest_class_everywhere(demo, truth):
     folder, table = demo
     baseline = json.loads((folder / 'scores.json').read_text())['commonest_class']
@@ -219,6 +221,7 @@ def test_baseline_is_the_commonest_class_everywhere(demo, truth):
     assert f'always "{baseline["name"]}"' in table
 
 
+@pytest.mark.long
 def test_examples_show_the_truth(demo, truth):
     folder, _ = demo
     paths = sorted(folder.glob('example_*.png'))
@@ -240,6 +243,7 @@ def test_examples_show_the_truth(demo, truth):
         assert picture[:, : width // 3].std() > 15
 
 
+@pytest.mark.long
 def test_curves_are_drawn(demo):
     picture = cv2.imread(str(demo[0] / 'curves.png'))[..., ::-1].astype(int)
     assert picture.shape[1] > 2 * picture.shape[0]
@@ -251,6 +255,7 @@ def test_curves_are_drawn(demo):
     assert orange[:, half:].sum() > 100
 
 
+@pytest.mark.long
 def test_checkpoint_and_log_are_kept(demo):
     training = demo[0] / 'training'
     assert (training / 'iter_4.pth').is_file()

@@ -190,6 +190,7 @@ def test_missing_image_is_named(overfit, tmp_path):
     assert result.stderr.count('\n') == 1
 
 
+@pytest.mark.long
 def test_two_iterations_with_the_files_own_categories(overfit, tmp_path, draw_objects):
     """Three categories, masks as polygons and RLE, no area, a crowd."""
     data = draw_objects(tmp_path / 'train2017', area=False)

@@ -182,6 +182,7 @@ def test_comparison_runs_by_its_command(monkeypatch):
     )
 
 
+@pytest.mark.long
 def test_messages_of_the_page_are_those_of_the_check(load, streets, tmp_path):
     wanted = narrow_segmenter(load('camvid_pelk_t'), tmp_path / 'a')
     wanted.model.decode_head.num_classes = 150
@@ -265,6 +266,7 @@ def test_data_is_checked_first(load, streets, balloons, run_tool, monkeypatch):
     assert Path('found.json').is_file()
 
 
+@pytest.mark.long
 def test_detector_trains(load, narrow, balloons, tmp_path):
     cfg = narrow(load('balloons_pelk_t'), 'detector', tmp_path / 'out')
     heads = [*cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]
@@ -294,6 +296,7 @@ def test_heads_written_out_are_the_same(load):
     assert by_hand == load('balloons_pelk_t').model.to_dict()
 
 
+@pytest.mark.long
 def test_boxes_alone_are_trained(load, narrow, balloons, tmp_path):
     for path in balloons.glob('*.json'):
         contents = json.loads(path.read_text())

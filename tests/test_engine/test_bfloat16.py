@@ -369,6 +369,7 @@ class Pointwise(BaseModel):
         return dict(loss_cls=loss)
 
 
+@pytest.mark.long
 def test_compiled_training_step():
     losses = []
     for compiled in (False, True):

@@ -95,6 +95,7 @@ def train(cfg, name, **settings):
     return runner, load_weights_only(Path(cfg.work_dir, 'last_checkpoint').read_text())
 
 
+@pytest.mark.long
 def test_one_step(cfg):
     cfg.work_dir = f'{cfg.work_dir}/step'
     cfg.optim_wrapper.accumulative_counts = 1

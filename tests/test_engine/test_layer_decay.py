@@ -264,6 +264,7 @@ MMENGINE = dict(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
 @pytest.mark.parametrize(
     'keys', [MMENGINE, {k: v for k, v in MMENGINE.items() if k != 'custom_keys'}]

@@ -70,6 +70,7 @@ def percentages(browser, number):
     return dict(zip(values[::2], values[1::2], strict=True))
 
 
+@pytest.mark.long
 def test_upload_click_and_bad_file(
     browser, segmenter, segmenter_files, image, tmp_path
 ):

@@ -44,6 +44,7 @@ def test_embedding_adds_to_a_bias():
     torch.testing.assert_close(conv(x, h)[0, :, 0, 0], expected)
 
 
+@pytest.mark.long
 def test_gradients():
     conv = PartialPeripheralConv2d(3, 2, (2, 1, 2), small_kernel=3).double()
     x = torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True)

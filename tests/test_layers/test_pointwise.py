@@ -90,6 +90,7 @@ def test_backbones_against_float64(backbone, library, chunks, layout, deploy):
     assert all(m.is_contiguous() for m in found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_gradients_of_backbones_against_float64(backbone, library, layout, deploy):

@@ -229,6 +229,7 @@ print(hashlib.sha256(b''.join(t.detach().numpy().tobytes() for t in found)).hexd
 """
 
 
+@pytest.mark.long
 def test_processes_agree_on_every_bit(library):
     command = [sys.executable, '-c', SCRIPT]
     runs = [subprocess.run(command, capture_output=True, text=True) for _ in range(2)]

@@ -93,6 +93,7 @@ def test_gradients_that_nobody_wants(operator, frozen):
     torch.testing.assert_close(grads, expected)
 
 
+@pytest.mark.long
 def test_gradcheck(operator):
     leaves = operands((1, FIRST + 2, 4, 3), torch.float64)
 

@@ -51,6 +51,7 @@ def two_ranks(tmp_path_factory):
     return [json.loads((work_dir / f'rank_{r}.json').read_text()) for r in range(2)]
 
 
+@pytest.mark.long
 def test_masks_are_equal_on_both_ranks_at_every_update(two_ranks):
     (first, _), (second, _) = two_ranks
     assert first['error'] is None

@@ -68,6 +68,7 @@ def test_it_is_registered():
     assert HOOKS.get('DynamicSparsityHook') is DynamicSparsityHook
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('growth', ['random', 'gradient'])
 @pytest.mark.parametrize(
     'optimizer',

@@ -47,6 +47,7 @@ def run(make_runner, kill_at=None, **kwargs):
     return runner, record.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('growth', 'ema', 'accumulated'),  # every pair of values
     [

@@ -56,6 +56,7 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_a_small_run(benchmark, config, tmp_path):
     result = benchmark(
         config,
@@ -154,6 +155,7 @@ def test_bad_input_ends_in_one_line(benchmark, config, monkeypatch, arguments, m
     assert message in line
 
 
+@pytest.mark.long
 def test_a_result_that_cannot_be_written(benchmark, config, monkeypatch, tmp_path):
     from pelk_mm import files
 

@@ -43,6 +43,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.long
 @FUZZ
 @given(data=st.data(), new=st.booleans())
 def test_fuzzed_bytes(fuzzed, data, new):
@@ -71,6 +72,7 @@ NAMES = st.one_of(
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 5, 6, 16]), max_size=4)
 
 
+@pytest.mark.long
 @FUZZ
 @given(
     removed=st.sets(st.sampled_from(sorted(released())), max_size=4),

@@ -73,6 +73,7 @@ def _undrawn(monkeypatch):
 SMALL = ['--size', 45, '--out', 'erf']
 
 
+@pytest.mark.long
 def test_several_models(run, images, trained, tmp_path):
     names = ['pelk-narrow', 'replknet-narrow']
     result = run(

@@ -146,6 +146,7 @@ def random_problem(shape, rows, cols, seed, offset=0.0):
     return x, normal(shape[1], rows, cols), normal(shape[1]), normal(*shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('grid', 'shape', 'offset'),
     [
@@ -191,6 +192,7 @@ def problems(draw):
     return problem, rows, cols
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(problems())
 def test_random_problems(problem):

@@ -48,6 +48,7 @@ choose.BACKENDS['toy'] = Toy()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('result', 'right'), [('dense', True), ('1.001 * dense', False)]
 )

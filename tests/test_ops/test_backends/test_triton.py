@@ -214,6 +214,7 @@ def test_it_runs_only_where_it_is_asked_for(device, monkeypatch):
 # ------------------------------------------------------------------ the kernels
 
 
+@pytest.mark.long
 @needs_triton
 def test_under_the_interpreter():
     finished = subprocess.run(

@@ -25,7 +25,6 @@ from camvid_runs import (
     Result,
     Run,
     RunError,
-    _pretrain,
     _resume,
     best_checkpoint,
     best_runs,
@@ -37,69 +36,21 @@ from camvid_runs import (
 from camvid_tables import format_tables
 from camvid_weights import MOST_BYTES, save_weights
 from pelk_mm.checkpoints.files import read_checkpoint
-from scenes import LABELS, draw_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / 'configs' / 'examples'
 CLASSES = Config.fromfile(EXAMPLES / '_base_/narrow_camvid.py').classes
 ITERS = 3
-COUNTS = dict(train=5, val=2, test=7)
-
-#: The example on small images, narrower still: what is changed is changed in one place.
-SMALL = """
-_base_ = '{config}'
-__import__('pelk_mm').engine.set_crop_size(_base_, (48, 64), scale=(80, 60))
-channels = [8, 12, 16, 24]
-model = dict(
-    backbone=dict(arch=dict(channels=channels, depths=[1, 1, 1, 1])),
-    decode_head=dict(in_channels=channels, channels=8),
-)
-"""
-
-
-def write_streets(folder):
-    """Drawn scenes in CamVid's layout, with those of its classes that are drawn."""
-    same = dict(sidewalk='pavement', person='pedestrian', house='building')
-    numbers = np.full(256, 255, np.uint8)
-    for name, number in LABELS.items():
-        if same.get(name, name) in CLASSES:
-            numbers[number] = CLASSES.index(same.get(name, name))
-    for split, count in COUNTS.items():
-        for kind in ('img_dir', 'ann_dir'):
-            (folder / kind / split).mkdir(parents=True)
-        for i in range(count):
-            image, labels = draw_scene(len(split), 'training', i, (60, 80))
-            cv2.imwrite(str(folder / f'img_dir/{split}/{i}.jpg'), image)
-            cv2.imwrite(str(folder / f'ann_dir/{split}/{i}.png'), numbers[labels])
-    return folder
 
 
 @pytest.fixture(scope='module')
-def patched():
-    with pytest.MonkeyPatch.context() as patch:
-        # Formatting the config for the log takes longer than the training.
-        patch.setattr(Config, 'pretty_text', '')
-        patch.setattr('gc.collect', lambda: 0)  # mmengine does for each data set
-        patch.setattr('camvid_pictures.FIELD_SIZE', 96)
-        yield patch
-
-
-@pytest.fixture(scope='module')
-def streets(tmp_path_factory):
-    return write_streets(tmp_path_factory.mktemp('streets') / 'camvid')
-
-
-@pytest.fixture(scope='module')
-def configs(tmp_path_factory):
+def configs(tmp_path_factory, small_example):
     """Small copies of a sparse example and the control."""
     folder = tmp_path_factory.mktemp('configs')
-    paths = []
-    for kind in ('pelk_narrow_camvid_sparse', 'convnext7_narrow_camvid'):
-        config = EXAMPLES / f'upernet_{kind}.py'
-        path = folder / config.name
-        path.write_text(SMALL.format(config=config))
-        paths.append(path)
-    return paths
+    return [
+        small_example(f'upernet_{kind}_narrow_camvid{form}', folder)
+        for kind, form in (('pelk', '_sparse'), ('convnext7', ''))
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -249,85 +200,6 @@ def test_interrupted_run_that_started_from_weights_goes_on_from_its_own(tmp_path
     (tmp_path / 'iter_1.pth').write_bytes(b'')
     _resume(cfg, tmp_path)
     assert cfg.to_dict() == dict(load_from=None, resume=True)
-
-
-#: A small pre-training and the segmenter that starts from it.
-PRESENCE = 'presence_pelk_narrow_camvid'
-PRETRAINED = 'upernet_pelk_narrow_camvid_pretrained'
-SMALL_PRESENCE = f"""
-_base_ = '{EXAMPLES}/{PRESENCE}.py'
-channels = [8, 12, 16, 24]
-model = dict(
-    backbone=dict(arch=dict(channels=channels, depths=[1, 1, 1, 1])),
-    neck=dict(channels=24),
-    head=dict(in_channels=24),
-)
-train_dataloader = dict(batch_size=2)
-"""
-
-
-@pytest.fixture
-def pretrained(tmp_path, arguments):
-    """A run of a small config that starts from a small pre-training."""
-    (tmp_path / f'{PRESENCE}.py').write_text(SMALL_PRESENCE)
-    config = tmp_path / f'{PRETRAINED}.py'
-    config.write_text(SMALL.format(config=EXAMPLES / config.name))
-    return a_run(arguments, config, folder=tmp_path / 'runs' / 'seed_1', seed=1)
-
-
-def test_pretraining_is_run_once_with_the_seed_of_the_run(pretrained, monkeypatch):
-    trained = []
-
-    def train(run, cfg):
-        trained.append((run, cfg))
-        (run.folder / f'iter_{ITERS}.pth').write_bytes(b'')
-
-    monkeypatch.setattr('camvid_runs._train', train)
-    for _ in range(2):  # the second finds the first one's checkpoint
-        cfg = pretrained.load()
-        pretrained.folder.mkdir(parents=True, exist_ok=True)
-        _pretrain(pretrained, cfg)
-        assert cfg.model.backbone.init_cfg.to_dict() == dict(
-            type='Pretrained',
-            checkpoint=str(pretrained.folder / f'pretraining/iter_{ITERS}.pth'),
-            prefix='backbone.',
-        )
-    ((run, settings),) = trained
-    assert (run.name, run.seed, run.options) == (PRESENCE, 1, {})
-    assert settings.randomness.seed == 1
-    assert settings.train_dataloader.dataset.data_root == str(pretrained.data)
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures('one_thread', 'patched')
-def test_segmenter_starts_from_its_pretraining(pretrained, monkeypatch):
-    pytest.importorskip('mmpretrain', reason='needs mmpretrain and its torchvision')
-    started = []
-    before_train = EMAHook.before_train
-
-    def note(hook, runner):
-        before_train(hook, runner)
-        started.append(
-            {n: p.detach().clone() for n, p in runner.model.named_parameters()}
-        )
-
-    monkeypatch.setattr(EMAHook, 'before_train', note)
-    result = finish(pretrained)
-    assert result.iterations == ITERS
-    _, segmenter = started
-    saved = read_checkpoint(pretrained.folder / f'pretraining/iter_{ITERS}.pth')
-    weights = saved['state_dict']
-    names = [n for n in segmenter if n.startswith('backbone.') and n in weights]
-    assert len(names) > 20
-    assert all(torch.equal(segmenter[name], weights[name]) for name in names)
-
-
-def test_config_that_is_no_segmenter_is_refused(arguments, tmp_path):
-    config = EXAMPLES / f'{PRESENCE}.py'
-    run = a_run(arguments, config, folder=tmp_path / 'run', options={})
-    with pytest.raises(RunError, match=f'{PRESENCE}.py is not the config of a segm'):
-        finish(run)
-    assert not run.folder.exists()
 
 
 @pytest.mark.long

@@ -19,9 +19,7 @@ METHODS = ('direct', 'pixels', *FOURIER)
 GRID_51 = (9, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 9)
 GRID_101 = (17, 16, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 16, 17)
 
-pytestmark = pytest.mark.skipif(
-    not INSTRUCTION_SETS, reason='the kernels are not built'
-)
+pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason='kernels are not built')
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

@@ -1,8 +1,9 @@
 """Open a page in the browser: drop an image, see what a model makes of it.
 
 Without CONFIG and CHECKPOINT the page shows what `make demo` has trained in
-work_dirs/demo. It listens on this machine alone, unless --host says otherwise, and
-uploads are gone when it ends.
+work_dirs/demo or, if it has not, the segmenter of street scenes whose weights are in
+demo/weights of a clone. It listens on this machine alone, unless --host says otherwise,
+and uploads are gone when it ends.
 """
 
 import argparse
@@ -11,9 +12,11 @@ import sys
 from pathlib import Path
 from threading import Event
 
-from pelk_mm_cli import config_argument
+from pelk_mm_cli import config_argument, files_root
 
 DEMO = Path('work_dirs/demo/training')
+#: A segmenter that a clone has the weights of, trained on CamVid.
+KEPT = 'upernet_pelk_narrow_camvid'
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -63,12 +66,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.config is None:
-        args.config, args.checkpoint = find_demo(DEMO)
-        if args.config is None:
+        found = find_demo(DEMO) or find_kept(files_root())
+        if found is None:
             parser.error(
                 f'{DEMO} has no checkpoint of the demonstration; run `make demo` in a '
                 'clone of pelk_mm, or give CONFIG and CHECKPOINT'
             )
+        args.config, args.checkpoint = map(str, found)
     elif args.checkpoint is None:
         parser.error('CONFIG needs a CHECKPOINT')
     if args.compare:
@@ -83,15 +87,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def find_demo(folder: Path) -> tuple[str | None, str | None]:
-    """Config and checkpoint that `make demo` left in a folder, or None for both."""
+def find_demo(folder: Path) -> tuple[Path, Path] | None:
+    """Config and checkpoint that `make demo` left in a folder, if it did."""
     configs = sorted(folder.glob('*.py'))
     checkpoints = sorted(
         folder.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime
     )
     if not configs or not checkpoints:
-        return None, None
-    return str(configs[0]), str(checkpoints[-1])
+        return None
+    return configs[0], checkpoints[-1]
+
+
+def find_kept(root: Path) -> tuple[Path, Path] | None:
+    """Config and checkpoint of `KEPT`, where the checkout has its weights."""
+    checkpoint = root / 'demo' / 'weights' / f'{KEPT}.pth'
+    if not checkpoint.is_file():
+        return None
+    return root / 'configs' / 'examples' / f'{KEPT}.py', checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:

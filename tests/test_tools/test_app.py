@@ -35,6 +35,17 @@ def test_demonstration_out_of_the_box(here):
     assert (args.host, args.port, args.compare) == ('127.0.0.1', None, None)
 
 
+def test_kept_weights_where_no_demonstration_was_run(here, monkeypatch):
+    monkeypatch.setattr(tool, 'files_root', lambda: here)
+    weights = here / 'demo' / 'weights'
+    weights.mkdir(parents=True)
+    (weights / f'{tool.KEPT}.pth').touch()
+    args = tool.parse_args([])
+    assert Path(args.config) == here / 'configs' / 'examples' / f'{tool.KEPT}.py'
+    assert Path(args.checkpoint) == weights / f'{tool.KEPT}.pth'
+    assert (ROOT / Path(args.config).relative_to(here)).is_file()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -49,7 +60,9 @@ def test_demonstration_out_of_the_box(here):
         ),
     ],
 )
-def test_wrong_command_lines(arguments, message, here, capsys):
+def test_wrong_command_lines(arguments, message, here, capsys, monkeypatch):
+    if not arguments:  # what an installed wheel has
+        monkeypatch.setattr(tool, 'files_root', lambda: here)
     with pytest.raises(SystemExit) as end:
         tool.parse_args(arguments)
     assert end.value.code == 2

@@ -10,12 +10,14 @@ _base_ = [
     '../../_base_/mmseg_runtime.py',
 ]
 
-# Inverse square roots of the classes' shares of the training pixels, 1 on average.
-class_weight = [0.9, 0.7, 3.6, 0.6, 1.7, 1.2, 3.3, 3.4, 1.5, 4.5, 6.7]
+# Inverse cube roots of the classes' shares of the training pixels, 1 on average. Square
+# roots find a few more signs and poles, and take so many buildings for them that the
+# buildings' IoU in validation is five points lower.
+class_weight = [0.9, 0.8, 2.4, 0.8, 1.5, 1.1, 2.3, 2.3, 1.3, 2.8, 3.7]
 
-# Two thirds of an image's sides. In the same time, more and smaller crops had the
-# higher validation mIoU. The outermost cells of PeLK's third stage see their first row
-# of a map when images are tested whole: without them the mIoU was the same.
+# Two thirds of an image's sides: in the same time, more and smaller crops had the
+# higher validation mIoU. Tested are windows of the same size: on whole images large
+# kernels see more than they ever did in training.
 crop_size, scale = (240, 320), (480, 360)
 
 edit = __import__('pelk_mm').engine
@@ -83,7 +85,6 @@ model = dict(
         ),
     ),
     auxiliary_head=None,
-    test_cfg=dict(_delete_=True, mode='whole'),
 )
 
 max_iters = 5000

@@ -115,7 +115,7 @@ def test_crops_show_some_classes_and_not_others(split, camvid, monkeypatch):
     samples = [dataset[i] for i in range(0, len(dataset), 4)]
     assert {tuple(each['inputs'].shape) for each in samples} == {(3, 128, 128)}
     present = torch.stack([each['data_samples'].gt_score for each in samples]).mean(0)
-    assert 0.3 < present.mean() < 0.7
+    assert 0.25 < present.mean() < 0.6
     assert present.max() < 1
 
 

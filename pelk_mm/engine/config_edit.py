@@ -86,9 +86,9 @@ def set_num_classes(cfg: Any, num_classes: int) -> None:
 def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) -> None:
     """Set the size of a segmenter's crops wherever its config has it.
 
-    That is ``RandomCrop`` in training, ``data_preprocessor.size``, to which a batch is
-    padded, and, where it tests by sliding, ``test_cfg.crop_size`` with a stride of the
-    same share as before.
+    That is ``RandomCrop`` in training and the size of a ``Pad`` there,
+    ``data_preprocessor.size``, to which a batch is padded, and, where it tests by
+    sliding, ``test_cfg.crop_size`` with a stride of the same share as before.
 
     Args:
         cfg: A `Config`, or ``_base_`` in a config file; it is changed in place.
@@ -104,7 +104,8 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
     size = _pair(crop_size, 'crop_size')
     scale = None if scale is None else _pair(scale, 'scale')
     preprocessor = section(cfg, 'model', 'data_preprocessor')
-    crops = _steps(cfg, ('train_dataloader', 'train_pipeline'), 'RandomCrop')
+    train = ('train_dataloader', 'train_pipeline')
+    crops = _steps(cfg, train, 'RandomCrop')
     if not crops or 'size' not in preprocessor:
         raise ValueError(
             'set_crop_size needs a segmenter with RandomCrop in train_dataloader and '
@@ -112,6 +113,9 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
         )
     for crop in crops:
         crop['crop_size'] = size
+    for pad in _steps(cfg, train, 'Pad'):
+        if 'size' in pad:
+            pad['size'] = size[::-1]  # mmcv has the width first here
     preprocessor['size'] = size
     if 'crop_size' in cfg:
         cfg['crop_size'] = size
@@ -124,7 +128,6 @@ def set_crop_size(cfg: Any, crop_size: int | Size, scale: Size | None = None) ->
         )
         test_cfg['crop_size'] = size
     if scale is not None:
-        train = ('train_dataloader', 'train_pipeline')
         test = ('val_dataloader', 'test_dataloader', 'test_pipeline')
         for step in _steps(cfg, train, 'RandomResize') + _steps(cfg, test, 'Resize'):
             if 'scale' in step:

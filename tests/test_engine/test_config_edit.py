@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mmcv.transforms import TRANSFORMS
 from mmengine.config import Config
 
 from pelk_mm.engine import (
@@ -161,6 +163,26 @@ def test_crops_of_a_wrapped_data_set_and_by_class():
     datasets = cfg.train_dataloader.dataset.datasets
     assert [data.pipeline[1].crop_size for data in datasets] == [(64, 64)] * 2
     assert set(crop_sizes(cfg).values()) == {(64, 64)}
+
+
+def test_padding_to_the_crop_follows_it_with_the_width_first():
+    pipeline = [
+        dict(type='RandomCrop', crop_size=(512, 512)),
+        dict(type='Pad', size=(512, 512)),
+        dict(type='Pad', size_divisor=32),
+    ]
+    cfg = Config(
+        dict(
+            model=dict(data_preprocessor=dict(size=(512, 512))),
+            train_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
+    set_crop_size(cfg, (48, 64))
+    crop, fixed, divisor = cfg.train_dataloader.dataset.pipeline
+    assert (crop.crop_size, fixed['size']) == ((48, 64), (64, 48))
+    assert divisor.to_dict() == dict(type='Pad', size_divisor=32)
+    padded = TRANSFORMS.build(fixed)(dict(img=np.zeros((30, 40, 3), np.uint8)))
+    assert padded['img'].shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize('size', [0, (64,), (64, 0), (64, 64, 3), (64.0, 64.0), None])

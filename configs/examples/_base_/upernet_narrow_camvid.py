@@ -44,6 +44,9 @@ train_pipeline = [
         contrast_range=(0.4, 1.6),
         saturation_range=(0.4, 1.6),
     ),
+    # Before labels are halved: the batch's own padding would add as much to them as to
+    # images. Only where crops are larger than the smallest images.
+    dict(type='Pad', size=crop_size[::-1], pad_val=dict(img=0, seg=255)),
     # The loss of all pixels takes a sixth of an iteration. At half of the sides, still
     # twice those of the logits, it takes a quarter of that.
     dict(type='SegRescale', scale_factor=0.5),

@@ -1,8 +1,8 @@
 """Open a page in the browser: drop an image, see what a model makes of it.
 
 Without CONFIG and CHECKPOINT the page shows what `make demo` has trained in
-work_dirs/demo or, if it has not, the segmenter of street scenes whose weights are in
-demo/weights of a clone. It listens on this machine alone, unless --host says otherwise,
+work_dirs/demo or, if it has not, a segmenter of street scenes, where demo/weights of a
+clone has its weights. It listens on this machine alone, unless --host says otherwise,
 and uploads are gone when it ends.
 """
 
@@ -15,7 +15,7 @@ from threading import Event
 from pelk_mm_cli import config_argument, files_root
 
 DEMO = Path('work_dirs/demo/training')
-#: A segmenter that a clone has the weights of, trained on CamVid.
+#: The segmenter that is shown then, trained on CamVid.
 KEPT = 'upernet_pelk_narrow_camvid'
 
 

@@ -12,12 +12,6 @@ num_classes, width = len(_base_.classes), _base_.narrow['channels'][-1]
 # Of a whole image nearly all classes are true, of so small a crop about a third.
 crop_size, scale = (128, 128), (480, 360)
 
-photometric = dict(
-    type='mmseg.PhotoMetricDistortion',
-    brightness_delta=48,
-    contrast_range=(0.4, 1.6),
-    saturation_range=(0.4, 1.6),
-)
 load = [dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
 label_and_pack = [
     dict(type='ClassPresence', num_classes=num_classes, min_share=0.01),
@@ -30,7 +24,7 @@ train_pipeline = [
     ),
     dict(type='mmseg.RandomCrop', crop_size=crop_size),
     dict(type='mmseg.RandomFlip', prob=0.5),
-    photometric,
+    dict(type='mmseg.PhotoMetricDistortion', **_base_.photometric),
     *label_and_pack,
 ]
 test_pipeline = [
@@ -41,12 +35,7 @@ test_pipeline = [
     *label_and_pack,
 ]
 
-data = dict(
-    type='mmseg.BaseSegDataset',
-    data_root='data/camvid',
-    metainfo=dict(classes=_base_.classes, palette=_base_.palette),
-    reduce_zero_label=False,
-)
+data = dict(type='mmseg.BaseSegDataset', **_base_.camvid)
 loading = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     batch_size=32,

@@ -24,12 +24,7 @@ edit = __import__('pelk_mm').engine
 edit.set_num_classes(_base_, len(_base_.classes))
 edit.set_crop_size(_base_, crop_size, scale=scale)
 
-data = dict(
-    type='BaseSegDataset',
-    data_root='data/camvid',
-    metainfo=dict(classes=_base_.classes, palette=_base_.palette),
-    reduce_zero_label=False,
-)
+data = dict(type='BaseSegDataset', **_base_.camvid)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -37,13 +32,7 @@ train_pipeline = [
     dict(type='RandomResize', scale=scale, ratio_range=(0.7, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
-    # Stronger than usual: other places, weather and light are tested.
-    dict(
-        type='PhotoMetricDistortion',
-        brightness_delta=48,
-        contrast_range=(0.4, 1.6),
-        saturation_range=(0.4, 1.6),
-    ),
+    dict(type='PhotoMetricDistortion', **_base_.photometric),
     # Before labels are halved: the batch's own padding would add as much to them as to
     # images. Only where crops are larger than the smallest images.
     dict(type='Pad', size=crop_size[::-1], pad_val=dict(img=0, seg=255)),

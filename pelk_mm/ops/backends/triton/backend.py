@@ -98,7 +98,7 @@ class Triton(Backend):
     ) -> Gradients:
         """Differentiate; both gradients share the planes of the output's."""
         grad_x = _empty(problem, grad) if needs_x else None
-        return grad_x, self._gradients(problem, x, grad, weight, grad_x)
+        return grad_x, self.backward_into(problem, x, grad, weight, grad_x)
 
     def backward_into(
         self,
@@ -106,18 +106,7 @@ class Triton(Backend):
         x: Tensor | None,
         grad: Tensor,
         weight: Tensor,
-        out: Tensor,
-    ) -> Tensor | None:
-        """Write the tiles of the gradient to the input where it goes."""
-        return self._gradients(problem, x, grad, weight, out)
-
-    def _gradients(
-        self,
-        problem: Problem,
-        x: Tensor | None,
-        grad: Tensor,
-        weight: Tensor,
-        grad_x: Tensor | None,
+        out: Tensor | None,
     ) -> Tensor | None:
         """Write the gradient to the input, if it is wanted; return the weights'."""
         taps = _taps(problem, weight)
@@ -129,9 +118,9 @@ class Triton(Backend):
             for images, channels in plan.chunks(tile):
                 own = launch.oriented(plan, grad)[images, channels]
                 planes = launch.Planes(plan, own, True, 0)
-                if grad_x is not None:
+                if out is not None:
                     rows = launch.lay_out_weights(adjoint, flipped[channels], tile)
-                    to = launch.oriented(plan, grad_x)[images, channels]
+                    to = launch.oriented(plan, out)[images, channels]
                     launch.convolve(adjoint, tile, planes, rows, None, to)
                 if x is not None:
                     own = launch.oriented(plan, x)[images, channels]

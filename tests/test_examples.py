@@ -84,6 +84,7 @@ def test_segmenter_starts_from_the_same_backbone(name):
     )
     init = segmenter.model.backbone.pop('init_cfg')
     assert segmenter.pop('pretraining') == f'presence_{name}.py'
+    narrow = scratch.model.backbone.pop('init_cfg')
     assert segmenter.to_dict() == scratch.to_dict()
     last = presence.train_cfg.max_iters
     assert init.checkpoint == f'work_dirs/presence_{name}/iter_{last}.pth'
@@ -91,6 +92,7 @@ def test_segmenter_starts_from_the_same_backbone(name):
     assert presence.param_scheduler[-1].end == last
     backbone = presence.model.backbone.to_dict()
     assert backbone.pop('out_indices') == [3]
+    assert backbone.pop('init_cfg') == narrow == scratch.narrow_init
     assert backbone == {
         **scratch.model.backbone.to_dict(),
         'type': f'pelk_mm.{scratch.model.backbone.type}',

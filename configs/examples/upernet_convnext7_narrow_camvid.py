@@ -14,5 +14,6 @@ model = dict(
         norm_cfg=None,
         small_kernel_merged=True,
         layer_scale_init_value=1.0,
+        init_cfg=_base_.narrow_init,
     )
 )

@@ -6,5 +6,6 @@ model = dict(
         type='PeLK',
         arch=dict(**_base_.narrow, kernel_sizes=[51, 49, 47, 13], central_radius=2),
         layer_scale_init_value=1.0,
+        init_cfg=_base_.narrow_init,
     )
 )

@@ -6,6 +6,7 @@ pretraining = 'presence_pelk_narrow_camvid.py'
 model = dict(
     backbone=dict(
         init_cfg=dict(
+            _delete_=True,
             type='Pretrained',
             checkpoint='work_dirs/presence_pelk_narrow_camvid/iter_1500.pth',
             prefix='backbone.',

@@ -12,7 +12,11 @@ num_classes, width = len(_base_.classes), _base_.narrow['channels'][-1]
 # Of a whole image nearly all classes are true, of so small a crop about a third.
 crop_size, scale = (128, 128), (480, 360)
 
-load = [dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
+load = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmseg.CLAHE', **_base_.even_contrast),
+    dict(type='mmseg.LoadAnnotations'),
+]
 label_and_pack = [
     dict(type='ClassPresence', num_classes=num_classes, min_share=0.01),
     dict(type='PackInputs'),
@@ -78,7 +82,7 @@ model = dict(
 max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-3),
+    optimizer=dict(lr=2e-3, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
@@ -91,7 +95,7 @@ param_scheduler = [
 default_hooks = dict(
     **_base_.framework_hooks,
     # What is saved as state_dict, and so what a segmenter starts from, is the average.
-    ema=dict(type='EMAHook', momentum=0.005, update_buffers=True),
+    ema=_base_.ema,
     checkpoint=dict(interval=max_iters // 5, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

@@ -25,8 +25,11 @@ edit.set_num_classes(_base_, len(_base_.classes))
 edit.set_crop_size(_base_, crop_size, scale=scale)
 
 data = dict(type='BaseSegDataset', **_base_.camvid)
+load = dict(type='LoadImageFromFile')
+even_contrast = dict(type='CLAHE', **_base_.even_contrast)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
+    even_contrast,
     dict(type='LoadAnnotations'),
     # Never smaller than the crop: what would be padded costs as much as what is seen.
     dict(type='RandomResize', scale=scale, ratio_range=(0.7, 1.5), keep_ratio=True),
@@ -39,6 +42,14 @@ train_pipeline = [
     # The loss of all pixels takes a sixth of an iteration. At half of the sides, still
     # twice those of the logits, it takes a quarter of that.
     dict(type='SegRescale', scale_factor=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    load,
+    even_contrast,
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    # After Resize: predictions are compared with labels of the original size.
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 # No third process on two busy cores, as in configs/demo.
@@ -55,13 +66,17 @@ train_dataloader = dict(
 val_dataloader = dict(
     **loading,
     dataset=dict(
-        **data, data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val')
+        **data,
+        data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = dict(
     **loading,
     dataset=dict(
-        **data, data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test')
+        **data,
+        data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test'),
+        pipeline=test_pipeline,
     ),
 )
 
@@ -82,7 +97,7 @@ model = dict(
 max_iters = 5000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
+    optimizer=dict(lr=3e-3, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
@@ -95,7 +110,7 @@ param_scheduler = [
 default_hooks = dict(
     **_base_.framework_hooks,
     # What is validated, saved as state_dict and tested is the average.
-    ema=dict(type='EMAHook', momentum=0.002, update_buffers=True),
+    ema=_base_.ema,
     checkpoint=dict(
         interval=max_iters // 5, max_keep_ckpts=1, save_best='mIoU', rule='greater'
     ),

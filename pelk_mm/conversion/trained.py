@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from pelk_mm.checkpoints.files import CheckpointError, first_line, read_checkpoint
+from pelk_mm.checkpoints.misfit import COUNTER
 from pelk_mm.checkpoints.weights import find_weights, printable, require_ordinary
 from pelk_mm.config_types import ConfigError, find_framework, read_config
 
@@ -69,6 +70,49 @@ def load_weights(path: str | Path) -> tuple[Mapping[Any, Any], dict[str, Any]]:
     return weights, meta if isinstance(meta, dict) else {}
 
 
+def require_fit(
+    model: nn.Module,
+    state_dict: Mapping[Any, Any],
+    checkpoint: str | Path,
+    leftovers: bool = False,
+) -> None:
+    """Raise an error unless a state dict has the model's names and shapes.
+
+    Args:
+        model: The model.
+        state_dict: The state dict.
+        checkpoint: Its file, for the message.
+        leftovers: Whether it may have other tensors too, and may lack counters of
+            norms, as it may in mmengine's own loading.
+
+    Raises:
+        CheckpointError: If it has others; the message names some.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {n: tuple(getattr(v, 'shape', ())) for n, v in state_dict.items()}
+    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
+    if leftovers:
+        missing = {name for name in missing if not name.endswith(COUNTER)}
+        unexpected = set()
+    problems = {
+        'missing': [printable(name) for name in missing],
+        'unexpected': [printable(name) for name in unexpected],
+        'wrongly shaped': [
+            f'{name} of {given[name]} for {own[name]}'
+            for name in own.keys() & given.keys()
+            if own[name] != given[name]
+        ],
+    }
+    for what, names in problems.items():
+        if names:
+            shown = ', '.join(sorted(names)[:3]) + ', ...' * (len(names) > 3)
+            raise CheckpointError(
+                f'{checkpoint} does not fit the config: {len(names)} {what} '
+                f'tensor{"s" * (len(names) > 1)} ({shown}); give the config that it '
+                'was trained with'
+            )
+
+
 def fill(
     model: nn.Module, state_dict: Mapping[Any, Any], checkpoint: str | Path
 ) -> None:
@@ -77,23 +121,7 @@ def fill(
     Raises:
         CheckpointError: If it has others; the message names some.
     """
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name: getattr(v, 'shape', None) for name, v in state_dict.items()}
-    problems = {
-        'missing': own.keys() - given.keys(),
-        'unexpected': given.keys() - own.keys(),
-        'wrongly shaped': {n for n in own.keys() & given.keys() if own[n] != given[n]},
-    }
-    for what, names in problems.items():
-        if names:
-            shown = ', '.join(sorted(map(printable, names))[:3]) + ', ...' * (
-                len(names) > 3
-            )
-            raise CheckpointError(
-                f'{checkpoint} does not fit the config: {len(names)} {what} '
-                f'tensor{"s" * (len(names) > 1)} ({shown}); give the config that it '
-                'was trained with'
-            )
+    require_fit(model, state_dict, checkpoint)
     try:
         require_ordinary(state_dict)
     except CheckpointError as error:

@@ -28,7 +28,7 @@ from pelk_mm.config_types import (
 from pelk_mm.conversion.deploy import DEPLOYED, deploy_backbones
 from pelk_mm.conversion.notes import find_dataset_meta
 from pelk_mm.conversion.prepare import prepare_for_inference
-from pelk_mm.conversion.trained import load_weights
+from pelk_mm.conversion.trained import load_weights, require_fit
 
 from .images import read_image
 
@@ -184,7 +184,8 @@ def open_model(
     if meta.get(DEPLOYED):
         cfg.model.backbone.deploy = True
     inferencer = _build(cfg, framework, config, checkpoint, torch_device)
-    _require_weights(inferencer.model, weights, checkpoint)
+    # The backbone has been checked as it was loaded; mmengine only warns of heads.
+    require_fit(inferencer.model, weights, checkpoint, leftovers=True)
     if deploy or prepare is not None:
         _deploy(inferencer.model, config, prepare)
     data = dataset_meta(cfg, framework, meta)
@@ -338,35 +339,6 @@ def _without_log_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _require_weights(
-    model: nn.Module, weights: Mapping[Any, Any], checkpoint: str | Path
-) -> None:
-    """Raise a `CheckpointError` if a part of a model is left at random.
-
-    The backbone has been checked while it was loaded; mmengine only warns of heads.
-    """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {
-        name: tuple(getattr(weights.get(name), 'shape', ()))
-        for name in own.keys() & weights.keys()
-    }
-    missing = sorted(
-        name for name in own if name not in given and 'num_batches' not in name
-    )
-    wrong = sorted(name for name, shape in given.items() if own[name] != shape)
-    if missing:
-        what, shown = f'{len(missing)} tensors missing', missing[0]
-    elif wrong:
-        what = f'{len(wrong)} tensors of another shape'
-        shown = f'{wrong[0]} of {given[wrong[0]]} for {own[wrong[0]]}'
-    else:
-        return
-    raise CheckpointError(
-        f'{checkpoint} does not fit the config: {what} ({shown}); give the config that '
-        'it was trained with'
-    )
 
 
 def _deploy(

@@ -123,9 +123,9 @@ def test_wrapped_data_set(segmenter_files, tmp_path, image):
             'num_classes=4',
             'num_classes=5',
             CheckpointError,
-            r'of another shape \(decode_head.conv_seg',
+            r'wrongly shaped tensors \(decode_head.conv_seg',
         ),
-        ('num_convs=1', 'num_convs=2', CheckpointError, 'tensors? missing .decode_hea'),
+        ('num_convs=1', 'num_convs=2', CheckpointError, 'missing tensors? .decode_hea'),
         ('[8, 12, 16, 24]', '[8, 12, 16, 25]', CheckpointError, 'does not fit the'),
         (
             "type='FCNHead'",

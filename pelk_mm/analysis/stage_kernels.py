@@ -144,10 +144,10 @@ def stage_kernels(backbone: LargeKernelBackbone, stage: int) -> StageKernels:
 
 def _part(name: str, module: nn.Module, notes: dict[str, None]) -> Part:
     """Kernels of a branch of a mixer."""
-    conv: Any = module
+    conv: Any = module.conv if isinstance(module, ConvNorm) else module
+    own = conv.sum_weight() if isinstance(conv, PeripheralConv2d) else conv.weight
     folded = None
     if isinstance(module, ConvNorm):
-        conv = module.conv
         problems = list(module.unfoldable())
         if problems:
             notes[f'without the norm after the convolution, which {problems[0][1]}'] = (
@@ -155,8 +155,8 @@ def _part(name: str, module: nn.Module, notes: dict[str, None]) -> Part:
             )
         elif not isinstance(module.norm, nn.Identity):
             notes['with the BatchNorms after the convolutions folded in'] = None
-            folded, _ = fold_norm(conv.weight, conv.bias, module.norm)
-    weight = (conv.weight if folded is None else folded).detach().float().squeeze(1)
+            folded, _ = fold_norm(own, conv.bias, module.norm)
+    weight = (own if folded is None else folded).detach().float().squeeze(1)
     nonzero = conv.weight.squeeze(1) != 0
     if isinstance(conv, PeripheralConv2d):
         weight = expand_kernel(weight, conv.sharing_grid)

@@ -81,6 +81,9 @@ class PeLK(ConvNeXtStyleBackbone):
             parallel dense kernel, default None).
         norm_cfg: Norm after each convolution of the token mixer, or None for none.
             The paper names none; a BatchNorm cancels the positional embedding.
+        cell_means: Whether, in training, a weight of the grid multiplies the mean of
+            its cell's pixels and not their sum: see `PeripheralConv2d`. Better from
+            random weights in a short training; checkpoints are the same.
         kwargs: Arguments of `ConvNeXtStyleBackbone` from ``in_channels`` on.
 
     Raises:
@@ -117,6 +120,7 @@ class PeLK(ConvNeXtStyleBackbone):
         self,
         arch: str | dict[str, Any] = 'tiny',
         norm_cfg: dict | None = None,
+        cell_means: bool = False,
         **kwargs: Any,
     ) -> None:
         settings = self.resolve_arch(arch)
@@ -130,6 +134,7 @@ class PeLK(ConvNeXtStyleBackbone):
                 settings['small_kernel'],
                 norm_cfg,
                 self.deploy,
+                cell_means,
             )
 
         super().__init__(settings, make_mixer, **kwargs)

@@ -17,9 +17,9 @@ from pelk_mm.checkpoints.files import CheckpointError, read_checkpoint
 from pelk_mm.config_types import read_config
 from pelk_mm.conversion.convert import convert_checkpoint
 from pelk_mm.conversion.notes import find_dataset_meta, plain_meta
-from pelk_mm.conversion.trained import build_model, fill, load_weights
+from pelk_mm.conversion.trained import build_model, fill, load_weights, require_fit
 from pelk_mm.engine.resume import find_fault, find_resume_point
-from pelk_mm.inference.models import _require_weights, dataset_meta
+from pelk_mm.inference.models import dataset_meta
 
 from .watched import Call, start_clock
 
@@ -56,7 +56,7 @@ def checkpoint_readers(config: Path) -> list[Call]:
     def inference(file: Path, out: Path) -> None:  # image_demo and app
         weights, meta = load_weights(file)
         load_checkpoint(scratch, str(file), map_location='cpu')
-        _require_weights(scratch, weights, file)
+        require_fit(scratch, weights, file, leftovers=True)
         dataset_meta(cfg, 'mmseg', meta)
 
     def start(file: Path, out: Path) -> None:  # train with an init_cfg

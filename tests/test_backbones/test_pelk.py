@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pelk_mm.analysis.stage_kernels import stage_kernels
 from pelk_mm.backbones import PeLK
 from pelk_mm.ops import expand_kernel
 
@@ -76,6 +77,27 @@ def test_blocks_add_the_literal_embedding():
         expected = torch.einsum('ckp,ck->cp', patches, weight.view(3, -1))
         torch.testing.assert_close(after[:, :3], expected.view(1, 3, 9, 12))
         assert torch.equal(after[:, 3:], before[:, 3:])
+
+
+def test_cell_means_are_a_matter_of_training_alone(randomise):
+    means = randomise(PeLK(ARCH, cell_means=True)).eval()
+    sums = PeLK(ARCH).eval()
+    sums.load_state_dict(means.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    expected = sums(image)
+    assert all(map(torch.equal, means(image), expected))
+    for stage in range(4):
+        kernels = [
+            [block.kernel() for block in stage_kernels(model, stage).blocks]
+            for model in (means, sums)
+        ]
+        assert all(map(torch.equal, *kernels))
+    means.switch_to_deploy()
+    sums.switch_to_deploy()
+    assert all(map(torch.equal, means.parameters(), sums.parameters()))
+    assert PeLK(ARCH, cell_means=True, deploy=True).state_dict().keys() == (
+        means.state_dict().keys()
+    )
 
 
 def test_explicit_grids_override_the_rule():

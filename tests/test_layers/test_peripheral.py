@@ -44,6 +44,49 @@ def test_embedding_adds_to_a_bias():
     torch.testing.assert_close(conv(x, h)[0, :, 0, 0], expected)
 
 
+class TestCellMeans:
+    @pytest.fixture
+    def pair(self):
+        means = PeripheralConv2d(2, GRID, cell_means=True)
+        sums = PeripheralConv2d(2, GRID)
+        sums.load_state_dict(means.state_dict())
+        return means, sums
+
+    def test_weights_multiply_about_the_mean(self, pair):
+        means, _ = pair
+        sides = torch.tensor(GRID)
+        shares = means.cell_units * torch.outer(sides, sides)
+        assert 0.5**0.5 <= shares.min() <= shares.max() <= 2**0.5
+
+    def test_checkpoint_has_the_weights_of_the_paper(self, pair):
+        means, sums = pair
+        assert means.state_dict().keys() == sums.state_dict().keys()
+        torch.testing.assert_close(
+            sums.weight, means.weight * means.cell_units, rtol=0, atol=0
+        )
+        again = PeripheralConv2d(2, GRID, cell_means=True)
+        given = sums.state_dict()
+        before = given['weight'].clone()
+        again.load_state_dict(given)
+        assert torch.equal(again.weight, means.weight)  # every bit
+        assert torch.equal(given['weight'], before)
+
+    def test_same_function(self, pair):
+        means, sums = pair
+        x, embedding = torch.randn(1, 2, 9, 8), torch.randn(2, 7, 7)
+        assert torch.equal(means(x, embedding), sums(x, embedding))
+        assert torch.equal(
+            means.embedding_bias(embedding), sums.embedding_bias(embedding)
+        )
+        means.merge_cell_units()
+        assert torch.equal(means.weight, sums.weight)
+        assert torch.equal(means(x, embedding), sums(x, embedding))
+
+    def test_wrong_shape_is_reported(self, pair):
+        with pytest.raises(RuntimeError, match='size mismatch for weight'):
+            pair[0].load_state_dict(dict(weight=torch.ones(3, 1, 7, 7)))
+
+
 @pytest.mark.long
 def test_gradients():
     conv = PartialPeripheralConv2d(3, 2, (2, 1, 2), small_kernel=3).double()

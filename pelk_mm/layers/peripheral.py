@@ -67,8 +67,8 @@ class PeripheralConv2d(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.cell_units is not None:
-            weight = self.sum_weight()
-            destination[f'{prefix}weight'] = weight if keep_vars else weight.detach()
+            name = f'{prefix}weight'
+            destination[name] = destination[name] * self.cell_units
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
